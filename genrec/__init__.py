@@ -7,13 +7,14 @@ transformers: `genrec.Recommender`, `genrec.SemanticIdTokenizer` and `genrec.loa
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genrec.data.dataset import load_dataset
     from genrec.recommender import Recommender
     from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+
+    __version__: str
 
 __all__ = ["Recommender", "SemanticIdTokenizer", "__version__", "load_dataset"]
 
@@ -23,14 +24,19 @@ _LAZY = {
     "load_dataset": "genrec.data.dataset",
 }
 
-try:
-    __version__ = version("genrec")
-except PackageNotFoundError:  # a checkout on the path that was never installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
-    """The public name, imported on first use."""
+    """The public name, imported on first use; `__version__` is read from the installed metadata."""
+    if name == "__version__":
+        return _read_version()
     if name not in _LAZY:
         raise AttributeError(f"module 'genrec' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def _read_version() -> str:
+    metadata = importlib.import_module("importlib.metadata")
+    try:
+        return str(metadata.version("genrec"))
+    except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+        return "0+unknown"

@@ -1,0 +1,1 @@
+"""Prompts: templates and catalogue data in, datasets of (prompt, target) rows out."""

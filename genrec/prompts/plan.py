@@ -1,0 +1,121 @@
+"""Which rows are written, with which wording, in which order.
+
+Owns all the chance in the step: repeats, wordings, the sample and the shuffle, each from the
+recipe's seed. A plan is two arrays, far smaller than
+the rows would be. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.prompts.corpus import Corpus
+from genrec.prompts.library import Library
+from genrec.prompts.recipe import PromptsRecipe
+from genrec.prompts.tasks import Field, Task
+from genrec.types import IndexArray
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Rows to be written, in order.
+
+    Shapes:
+        template: (R,) int64, places in the library's templates.
+        subject: (R,) int64, subjects of that template's task.
+    """
+
+    template: IndexArray
+    subject: IndexArray
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.subject)
+
+    def take(self, rows: IndexArray) -> RowPlan:
+        """The plan of these rows, in this order."""
+        return RowPlan(self.template[rows], self.subject[rows])
+
+
+def plan_train(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
+    """The training rows, shuffled."""
+    plans = [
+        plan
+        for name, task in library.tasks.items()
+        for plan in _plan_task(corpus, library, recipe, name, task)
+    ]
+    whole = RowPlan(
+        np.concatenate([plan.template for plan in plans]),
+        np.concatenate([plan.subject for plan in plans]),
+    )
+    order = _make_generator(recipe, "order").permutation(len(whole))
+    return whole.take(order[: recipe.max_rows])
+
+
+def plan_valid(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
+    """The validation rows: each user's last place in the walks, worded as for recommendation."""
+    offsets = corpus.walks.offsets
+    subject = offsets[1:][np.diff(offsets) > 1] - 1
+    most = recipe.max_valid_rows
+    if most is not None and most < len(subject):
+        drawn = _make_generator(recipe, "valid").choice(len(subject), size=most, replace=False)
+        subject = subject[np.sort(drawn)]
+    return RowPlan(np.full(len(subject), library.recommend, dtype=np.int64), subject)
+
+
+def _plan_task(
+    corpus: Corpus, library: Library, recipe: PromptsRecipe, name: str, task: Task
+) -> Iterator[RowPlan]:
+    subjects = task.find_subjects(corpus, recipe)
+    places = np.array(library.find_seen(name), dtype=np.int64)
+    usable = np.stack([_find_usable(corpus, library, task, int(p), subjects) for p in places])
+    for place, rows in zip(places, usable.sum(axis=1), strict=True):
+        if rows == 0 and len(subjects):
+            _log.warning(
+                "template %r is off: no row has all its fields",
+                library.templates[place].template.id,
+            )
+    choices = usable.sum(axis=0)
+    generator = _make_generator(recipe, name)
+    first = generator.integers(0, np.iinfo(np.int32).max, size=len(subjects))
+    whole, part = divmod(recipe.tasks[name], 1.0)
+    drawn = generator.random(len(subjects)) < part
+    for turn in range(int(whole) + 1):
+        kept = choices > 0 if turn < whole else (choices > 0) & drawn
+        # The next wording at each turn: repeats of a row differ as long as there are wordings.
+        picked = (first[kept] + turn) % choices[kept]
+        rank = np.cumsum(usable[:, kept], axis=0, dtype=np.int16) - 1
+        chosen = np.argmax(usable[:, kept] & (rank == picked), axis=0)
+        yield RowPlan(places[chosen], subjects[kept])
+
+
+def _find_usable(
+    corpus: Corpus, library: Library, task: Task, place: int, subjects: IndexArray
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(R,) whether each subject has a value for every field that the template cannot do without."""
+    compiled = library.templates[place]
+    optional = set(compiled.template.optional)
+    needed: list[Field] = [
+        offered[name]
+        for used, offered in (
+            (compiled.input.names, task.input_fields),
+            (compiled.target.names, task.target_fields),
+        )
+        for name in sorted(used - optional)
+    ]
+    usable = np.ones(len(subjects), dtype=np.bool_)
+    for field in needed:
+        usable &= field.find_filled(corpus, subjects)
+    return usable
+
+
+def _make_generator(recipe: PromptsRecipe, purpose: str) -> np.random.Generator:
+    # A stream for each purpose, so that adding a task leaves the other tasks' rows as they were.
+    return np.random.default_rng([recipe.seed, zlib.crc32(purpose.encode())])

@@ -1,0 +1,172 @@
+"""The prompts step: data and semantic ids in, instruction datasets out.
+
+Owns the artefact's files and what is reported about them. Leaves wording to the templates, fields
+to the tasks and chance to the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.table import MemoryMappedTable
+
+from genrec.artifact import Artifact, write_artifact
+from genrec.data.dataset import load_dataset
+from genrec.errors import DataError
+from genrec.manifest import write_json
+from genrec.progress import show_progress
+from genrec.prompts.corpus import Corpus, hold_out_valid, read_corpus
+from genrec.prompts.library import Library, build_library
+from genrec.prompts.plan import RowPlan, plan_train, plan_valid
+from genrec.prompts.recipe import PromptsRecipe
+from genrec.prompts.render import RECOMMEND_FILE, HistoryPrompt
+from genrec.prompts.rows import FEATURES, write_tables
+from genrec.recipe import hash_values
+
+EXAMPLES_A_TASK = 3
+_log = logging.getLogger(__name__)
+
+
+def make_instructions(
+    recipe: PromptsRecipe, data: str | Path, tokenizer: str | Path, out: str | Path
+) -> Artifact:
+    """The instructions artefact: training and validation rows, and the recommendation prompt.
+
+    Args:
+        recipe: what to write.
+        data: the data artefact.
+        tokenizer: the semantic-id tokenizer's artefact, made from the same catalogue.
+        out: the directory to write; `train/` and `valid/` open with `datasets.load_from_disk`.
+
+    Raises:
+        ArtifactError: an input is unusable, or the two belong to different catalogues.
+        RecipeError: an unknown task, template file or template.
+        TemplateError: a template that breaks a rule.
+        DataError: no training row is left.
+    """
+    library = build_library(recipe)
+    dataset = load_dataset(Path(data))
+    corpus, tokenizer_artifact = read_corpus(recipe, dataset, tokenizer)
+    train = plan_train(corpus, library, recipe)
+    if not len(train):
+        raise DataError(
+            f"no training row can be written from {data}: no user has more than "
+            f"{recipe.min_history} training items (min_history), and no item has the text that the "
+            f"templates need; check the data's filters and the recipe's tasks"
+        )
+    held = hold_out_valid(corpus, dataset)
+    valid = plan_valid(held, library, recipe)
+    inputs = {"data": dataset.artifact, "tokenizer": tokenizer_artifact}
+    with write_artifact(out, step="prompts", recipe=recipe, inputs=inputs) as work:
+        key = hash_values(
+            [recipe.model_dump(mode="json"), *(a.manifest.digest for a in inputs.values())]
+        )
+        _write_split(work.path / "train", corpus, library, train, key)
+        _write_split(work.path / "valid", held, library, valid, key)
+        compiled = library.templates[library.recommend]
+        prompt = HistoryPrompt(
+            compiled.template, corpus.max_history, corpus.max_text_characters, "recipe"
+        )
+        prompt.save(work.path / RECOMMEND_FILE)
+        write_json(work.path / "examples.json", _render_examples(corpus, library, train))
+        work.facts.update(_collect_facts(corpus, library, train, valid))
+    return work.artifact
+
+
+def _write_split(out: Path, corpus: Corpus, library: Library, plan: RowPlan, key: str) -> None:
+    """Write one dataset by way of an Arrow stream, so that memory stays flat."""
+    started = time.monotonic()
+    stream = out.with_suffix(".arrow")
+    with (
+        show_progress(f"writing {out.name} rows", total=len(plan), unit="rows") as advance,
+        pa.ipc.new_stream(stream, FEATURES.arrow_schema) as writer,
+    ):
+        for table in write_tables(corpus, library, plan):
+            writer.write_table(table)
+            advance(table.num_rows)
+    seconds = time.monotonic() - started
+    # A fingerprint of our own: the default one differs from run to run, and with it the files.
+    rows = datasets.Dataset(
+        MemoryMappedTable.from_file(str(stream)), fingerprint=hash_values([key, out.name])[:16]
+    )
+    with _silence_bars():
+        rows.save_to_disk(str(out), num_shards=None if len(plan) else 1)
+    del rows
+    stream.unlink()
+    _log.info(
+        "%s: %s rows (%s a second): %s",
+        out.name,
+        f"{len(plan):,}",
+        f"{len(plan) / max(seconds, 1e-9):,.0f}",
+        ", ".join(f"{task} {n:,}" for task, n in _count_tasks(library, plan).items()) or "none",
+    )
+
+
+@contextmanager
+def _silence_bars() -> Iterator[None]:
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _count_templates(library: Library, plan: RowPlan) -> dict[str, int]:
+    places, rows = np.unique(plan.template, return_counts=True)
+    return {
+        library.templates[place].template.id: int(n)
+        for place, n in zip(places.tolist(), rows, strict=True)
+    }
+
+
+def _count_tasks(library: Library, plan: RowPlan) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    task_of = {c.template.id: c.template.task for c in library.templates}
+    for template, rows in _count_templates(library, plan).items():
+        counts[task_of[template]] += rows
+    return dict(sorted(counts.items()))
+
+
+def _collect_facts(
+    corpus: Corpus, library: Library, train: RowPlan, valid: RowPlan
+) -> dict[str, object]:
+    return {
+        "rows": {"train": len(train), "valid": len(valid)},
+        "tasks": {
+            "train": _count_tasks(library, train),
+            "valid": _count_tasks(library, valid),
+        },
+        "templates": _count_templates(library, train),
+        "max_history": corpus.max_history,
+        "recommend_template": library.templates[library.recommend].template.id,
+    }
+
+
+def _render_examples(
+    corpus: Corpus, library: Library, plan: RowPlan
+) -> dict[str, list[dict[str, object]]]:
+    """The first few rows of each task, logged one each."""
+    tasks = np.array([c.template.task for c in library.templates])[plan.template]
+    examples: dict[str, list[dict[str, object]]] = {}
+    for task in sorted(set(tasks.tolist())):
+        first = np.flatnonzero(tasks == task)[:EXAMPLES_A_TASK]
+        tables = write_tables(corpus, library, plan.take(first))
+        examples[task] = [row for table in islice(tables, 1) for row in table.to_pylist()]
+        _log.info(
+            "%s, for example: %r -> %r",
+            task,
+            examples[task][0]["prompt"],
+            examples[task][0]["target"],
+        )
+    return examples
