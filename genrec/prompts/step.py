@@ -65,7 +65,7 @@ def make_instructions(
         )
     held = hold_out_valid(corpus, dataset)
     valid = plan_valid(held, library, recipe)
-    inputs = {"data": dataset.artifact, "tokenizer": tokenizer_artifact}
+    inputs = {"data": dataset.artifact, "tokenize": tokenizer_artifact}
     with write_artifact(out, step="prompts", recipe=recipe, inputs=inputs) as work:
         key = hash_values(
             [recipe.model_dump(mode="json"), *(a.manifest.digest for a in inputs.values())]

@@ -1,0 +1,1 @@
+"""Constrained decoding: what sequences are legal, and which of them a model likes best."""

@@ -1,0 +1,323 @@
+"""The legal code sequences of a catalogue, as flat arrays.
+
+Owns which code may follow which prefix, and which prefixes a filter leaves without an item. A node
+is a prefix's rank among all prefixes of its length, so it is a pure function of the prefix: nothing
+here counts steps or remembers a beam. Knows no token, no model and no tensor library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from genrec.errors import DataError, DecodeError, join_problems
+from genrec.types import IndexArray
+
+IntArray = NDArray[np.integer]
+
+_KEY_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """Every legal one-code extension of some prefixes, grouped by prefix, codes rising.
+
+    Shapes:
+        parent_row: (C,) int64, which of the given prefixes each child extends; never falls.
+        node: (C,) int64, the child's node, one level below its parent.
+        code: (C,) int64, the child's last code.
+    """
+
+    parent_row: IndexArray
+    node: IndexArray
+    code: IndexArray
+
+
+@dataclass(frozen=True, slots=True)
+class DeadNodes:
+    """The nodes below which a request may not answer, for a batch of requests.
+
+    Shapes:
+        keys: one rising (E,) int64 array a level, holding `row * level_sizes[level] + node`.
+        level_sizes: how many nodes each level has, the root's first.
+    """
+
+    keys: tuple[IndexArray, ...]
+    level_sizes: tuple[int, ...]
+
+    def contains(self, level: int, rows: IndexArray, nodes: IndexArray) -> NDArray[np.bool_]:
+        """Which of the nodes at `level` are dead for the request in their row."""
+        dead = self.keys[level]
+        if not dead.size:
+            return np.zeros(nodes.shape, dtype=np.bool_)
+        wanted = rows * self.level_sizes[level] + nodes
+        place = np.minimum(np.searchsorted(dead, wanted), dead.size - 1)
+        found: NDArray[np.bool_] = dead[place] == wanted
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """All legal code sequences of N items, one sequence an item.
+
+    Shapes:
+        order: (N,) unsigned, the item_index at each leaf; leaves rise by code sequence.
+        codes: one (nodes of level d + 1,) array for each d < L: the last code of each node.
+        first_child: one (nodes of level d + 1,) array for each d < L: where each node's children
+            begin on the next level; the last entry closes the last node.
+    """
+
+    order: IntArray
+    codes: tuple[IntArray, ...]
+    first_child: tuple[IntArray, ...]
+
+    @classmethod
+    def from_codes(cls, codes: ArrayLike) -> Trie:
+        """Build the trie of a catalogue.
+
+        Args:
+            codes: (N, L) ints, one row an item; the row number is the item_index.
+
+        Raises:
+            DataError: not a table of non-negative ints, no items, or two items with the same codes.
+        """
+        table = _check_codes(codes)
+        order, columns = _sort_rows(table)
+        level_codes: list[IntArray] = []
+        first_child: list[IntArray] = []
+        above = np.zeros(len(table), dtype=np.bool_)  # where, among the leaves, a new prefix begins
+        above[0] = True
+        for column in columns:
+            below = above.copy()
+            below[1:] |= column[1:] != column[:-1]
+            level_codes.append(_narrow(column[below]))
+            starts = np.flatnonzero(above[below])
+            first_child.append(_narrow(np.append(starts, np.count_nonzero(below))))
+            above = below
+        if not above.all():
+            raise DataError(_describe_duplicates(table, order, above))
+        return cls(_narrow(order), tuple(level_codes), tuple(first_child))
+
+    @property
+    def n_items(self) -> int:
+        """How many sequences are legal."""
+        return len(self.order)
+
+    @property
+    def n_levels(self) -> int:
+        """How many codes every sequence has."""
+        return len(self.codes)
+
+    @cached_property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many nodes each level has: the root's 1 first, the leaves' N last."""
+        return (1, *(len(codes) for codes in self.codes))
+
+    @cached_property
+    def code_counts(self) -> tuple[int, ...]:
+        """One more than the largest code of each level."""
+        return tuple(int(codes.max()) + 1 for codes in self.codes)
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory that the arrays take, the item order included."""
+        return sum(array.nbytes for array in (self.order, *self.codes, *self.first_child))
+
+    @cached_property
+    def leaves(self) -> IntArray:
+        """The (N,) leaf of each item; made when first asked for, since only filters need it."""
+        leaves = np.empty_like(self.order)
+        leaves[self.order] = np.arange(self.n_items, dtype=self.order.dtype)
+        return leaves
+
+    def items(self, leaves: IndexArray) -> IndexArray:
+        """The item_index at each leaf, a leaf being a node of the last level."""
+        return self.order[leaves].astype(np.int64)
+
+    def expand(self, level: int, nodes: IndexArray) -> Children:
+        """Every legal extension of some nodes.
+
+        Args:
+            level: how many codes the nodes' prefixes have, 0 for the root.
+            nodes: (W,) nodes of that level; row w of the result's parents is nodes[w].
+
+        Raises:
+            DecodeError: a complete sequence has no extension, and an unknown node no meaning.
+        """
+        self._check_nodes(level, nodes)
+        first_child = self.first_child[level]
+        first = first_child[nodes].astype(np.int64)
+        counts = first_child[nodes + 1].astype(np.int64) - first
+        ends = np.cumsum(counts)
+        parent_row = np.repeat(np.arange(len(nodes)), counts)
+        n_children = int(ends[-1]) if len(nodes) else 0
+        node = np.arange(n_children) + np.repeat(first - (ends - counts), counts)
+        return Children(parent_row, node, self.codes[level][node].astype(np.int64))
+
+    def children(self, prefixes: ArrayLike) -> Children:
+        """Every legal extension of some prefixes: a pure function of the prefixes alone.
+
+        Args:
+            prefixes: (W, d) ints, 0 <= d < L; (W, 0) asks W times for the first level.
+
+        Raises:
+            DecodeError: a prefix that no item has, or that is complete already.
+        """
+        table = np.asarray(prefixes)
+        return self.expand(table.shape[1], self.find_nodes(table))
+
+    def find_nodes(self, prefixes: ArrayLike) -> IndexArray:
+        """The node of each prefix.
+
+        Args:
+            prefixes: (W, d) ints, 0 <= d <= L.
+
+        Raises:
+            DecodeError: a prefix that no item has; there is no answer below it, so none is given.
+        """
+        table = np.asarray(prefixes)
+        if table.ndim != 2 or table.shape[1] > self.n_levels:  # noqa: PLR2004 - a table has two axes
+            raise DecodeError(
+                f"prefixes of shape {table.shape} do not fit; give (prefixes, codes) with at most "
+                f"{self.n_levels} codes each"
+            )
+        nodes = np.zeros(len(table), dtype=np.int64)
+        for level in range(table.shape[1]):
+            nodes = self._step_down(level, nodes, table)
+        return nodes
+
+    def dead_nodes(self, excluded: Sequence[IndexArray]) -> DeadNodes:
+        """The nodes at every level all of whose items a request excludes.
+
+        A search that steps around them loses no place to an excluded item: it still ends with k
+        items wherever k legal ones exist.
+
+        Args:
+            excluded: for each request in the batch, the item_index that it may not answer.
+        """
+        counts = [len(row) for row in excluded]
+        rows = np.repeat(np.arange(len(counts)), counts)
+        items = [np.asarray(row, dtype=np.int64) for row in excluded]
+        flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
+        sizes = self.level_sizes
+        dead = np.unique(rows * sizes[-1] + self.leaves[flat].astype(np.int64))
+        keys = [dead]
+        for level in range(self.n_levels - 1, -1, -1):
+            row, node = np.divmod(dead, sizes[level + 1])
+            first_child = self.first_child[level]
+            # Of one type with the array: numpy would copy the whole array to compare it otherwise.
+            parent = np.searchsorted(first_child, node.astype(first_child.dtype), "right") - 1
+            parents, n_dead = np.unique(row * sizes[level] + parent, return_counts=True)
+            node = parents % sizes[level]
+            n_children = first_child[node + 1].astype(np.int64) - first_child[node]
+            dead = parents[n_dead == n_children]
+            keys.append(dead)
+        return DeadNodes(tuple(reversed(keys)), sizes)
+
+    def _check_nodes(self, level: int, nodes: IndexArray) -> None:
+        if not 0 <= level < self.n_levels:
+            raise DecodeError(
+                f"a prefix of {level} codes has no extension; sequences here have "
+                f"{self.n_levels} codes, so extend 0 to {self.n_levels - 1}"
+            )
+        low, high = (int(nodes.min()), int(nodes.max())) if nodes.size else (0, 0)
+        if low < 0 or high >= self.level_sizes[level]:
+            raise DecodeError(
+                f"node {low if low < 0 else high} does not exist on level {level}, which has "
+                f"{self.level_sizes[level]} nodes; take nodes from expand() or find_nodes()"
+            )
+
+    def _step_down(self, level: int, nodes: IndexArray, table: IntArray) -> IndexArray:
+        """The child of each node by the code in column `level`: one bisection for all nodes."""
+        codes, wanted = self.codes[level], table[:, level]
+        low = self.first_child[level][nodes].astype(np.int64)
+        end = self.first_child[level][nodes + 1].astype(np.int64)
+        high = end
+        while np.any(low < high):
+            middle = (low + high) // 2
+            below = (low < high) & (codes[np.minimum(middle, len(codes) - 1)] < wanted)
+            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+        found = (low < end) & (codes[np.minimum(low, len(codes) - 1)] == wanted)
+        if not found.all():
+            prefix = tuple(int(code) for code in table[int(np.argmin(found)), : level + 1])
+            raise DecodeError(
+                f"no item's codes begin with {prefix}; a legal prefix comes from children()"
+            )
+        return low
+
+
+def _check_codes(codes: ArrayLike) -> IntArray:
+    """The codes as an (N, L) int array, or an error that says what is wrong with them."""
+    table = np.asarray(codes)
+    if table.ndim != 2 or 0 in table.shape:  # noqa: PLR2004 - a table has two axes
+        raise DataError(
+            f"codes of shape {table.shape} make no trie; give (items, levels), at least one of each"
+        )
+    if not np.issubdtype(table.dtype, np.integer):
+        raise DataError(f"codes are {table.dtype}; they must be integers")
+    if np.issubdtype(table.dtype, np.signedinteger) and int(table.min()) < 0:
+        rows = np.flatnonzero((table < 0).any(axis=1))
+        problems = [f"item {row} has codes {_show_codes(table[row])}" for row in rows.tolist()]
+        raise DataError(join_problems("codes must be 0 or more", problems))
+    return table
+
+
+def _sort_rows(table: IntArray) -> tuple[IntArray, Iterator[IntArray]]:
+    """The rows' rising order, and the sorted columns one by one."""
+    widths = [int(column.max()).bit_length() for column in table.T]
+    n_bits, row_bits = sum(widths), (len(table) - 1).bit_length()
+    if n_bits > _KEY_BITS:
+        order = np.lexsort(table.T[::-1])
+        return order, (column[order] for column in table.T)
+    key = np.zeros(len(table), dtype=np.uint64)
+    for column, width in zip(table.T, widths, strict=True):
+        # numpy leaves a shift by all 64 bits undefined; there the key is still zero anyway.
+        key <<= np.uint64(min(width, _KEY_BITS - 1))
+        key |= column.astype(np.uint64)
+    if n_bits + row_bits > _KEY_BITS:
+        order = np.argsort(key, kind="stable")
+        return order, _unpack_columns(key[order], widths)
+    # The row rides in the low bits: sorting values is several times faster than sorting places.
+    key <<= np.uint64(row_bits)
+    key |= np.arange(len(table), dtype=np.uint64)
+    key.sort()
+    order = (key & np.uint64((1 << row_bits) - 1)).astype(np.min_scalar_type(len(table) - 1))
+    key >>= np.uint64(row_bits)
+    return order, _unpack_columns(key, widths)
+
+
+def _unpack_columns(key: NDArray[np.uint64], widths: Sequence[int]) -> Iterator[IntArray]:
+    """The columns that a packed key was made from, first to last."""
+    shift = sum(widths)
+    column = np.empty_like(key)  # one buffer for all: fresh pages cost more than the arithmetic
+    for width in widths:
+        shift -= width
+        largest = (1 << width) - 1
+        np.right_shift(key, np.uint64(min(shift, _KEY_BITS - 1)), out=column)
+        column &= np.uint64(largest)
+        yield column.astype(np.min_scalar_type(largest))
+
+
+def _narrow(values: IntArray) -> IntArray:
+    """The same values in the smallest unsigned type that holds them."""
+    return values.astype(np.min_scalar_type(int(values.max())), copy=False)
+
+
+def _describe_duplicates(table: IntArray, order: IntArray, is_start: NDArray[np.bool_]) -> str:
+    """One line for each code sequence that several items share."""
+    begins = np.flatnonzero(is_start)
+    ends = np.append(begins[1:], len(table))
+    shared = ends - begins > 1
+    problems = []
+    for begin, end in zip(begins[shared].tolist(), ends[shared].tolist(), strict=True):
+        items = ", ".join(str(item) for item in sorted(order[begin:end].tolist()))
+        problems.append(f"items {items} share codes {_show_codes(table[order[begin]])}")
+    return join_problems("every item needs a code sequence of its own", problems)
+
+
+def _show_codes(codes: IntArray) -> str:
+    return "(" + ", ".join(str(int(code)) for code in codes) + ")"

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, baselines, statistics, protocols and the report."""

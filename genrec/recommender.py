@@ -1,0 +1,254 @@
+"""The trained model as a recommender: item ids in, item ids that exist out.
+
+Owns the way from a history of item ids through the prompt, the constrained search and the item
+index back to item ids. Knows nothing of training, metrics or servers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import polars as pl
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from genrec.artifact import load_artifact
+from genrec.decode.engine import Engine
+from genrec.decode.torch_engine import TorchEngine
+from genrec.decode.trie import Trie
+from genrec.errors import CapacityError, DataError, ModelError, RecipeError, UnknownItemError
+from genrec.prompts.encode import encode_prompt
+from genrec.prompts.render import HistoryPrompt
+from genrec.recipe import suggest_name
+from genrec.tokenizers.sid_text import format_token
+from genrec.types import IndexArray, RankedItems, Recommendation
+
+Unknown = Literal["error", "skip"]
+_log = logging.getLogger(__name__)
+
+
+class Recommender:
+    """A model directory, ready to answer; meets `genrec.types.RanksItems`."""
+
+    name = "genrec"
+
+    def __init__(
+        self, engine: Engine, tokenizer: Any, prompt: HistoryPrompt, index: pl.DataFrame
+    ) -> None:
+        """Join an engine with the tokenizer, prompt and item index it was trained with.
+
+        Args:
+            engine: answers prompts with rows of `index`.
+            tokenizer: the language model's Hugging Face tokenizer, SID tokens included.
+            prompt: renders a history the way training did.
+            index: item_index, item_id, title, sid, codes; row order is item_index.
+        """
+        self.engine = engine
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self.item_ids: tuple[str, ...] = tuple(index["item_id"].to_list())
+        self._titles: list[str] = index["title"].to_list()
+        self._sids: list[str] = index["sid"].to_list()
+        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None
+    ) -> Self:
+        """The recommender in a model directory that `genrec train` wrote.
+
+        Args:
+            path: the model artefact.
+            device: `cpu`, `cuda`, `cuda:1`, ...; the GPU if there is one when unset.
+            dtype: `float32` or `bfloat16`; float32 on CPU and bfloat16 on GPU when unset.
+
+        Raises:
+            ArtifactError: the directory is missing, half written or changed.
+            ModelError: weights, tokenizer and item index do not belong together.
+        """
+        artifact = load_artifact(path, step="train")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        tokenizer = AutoTokenizer.from_pretrained(artifact.path)
+        model = AutoModelForCausalLM.from_pretrained(artifact.path, dtype=_parse_dtype(dtype))
+        model.eval().to(device)
+        index = pl.read_parquet(artifact.path / "item_index.parquet").sort("item_index")
+        settings = json.loads((artifact.path / "genrec.json").read_text(encoding="utf-8"))
+        codes = np.array(index["codes"].to_list(), dtype=np.int64)
+        level_tokens = _find_tokens(tokenizer, settings["codebook_sizes"], model)
+        engine = TorchEngine(model, Trie.from_codes(codes), level_tokens)
+        prompt = HistoryPrompt.load(artifact.path / "recommend.json")
+        return cls(engine, tokenizer, prompt, index)
+
+    @property
+    def n_items(self) -> int:
+        """How many items the catalogue holds."""
+        return len(self.item_ids)
+
+    def recommend(
+        self,
+        history_item_ids: Sequence[str],
+        k: int = 10,
+        exclude_seen: bool = True,
+        unknown: Unknown = "error",
+    ) -> list[Recommendation]:
+        """The k best next items for one history, best first.
+
+        Args:
+            history_item_ids: what the user chose, oldest first.
+            k: how many answers.
+            exclude_seen: never answer with an item of the history.
+            unknown: what to do with ids outside the catalogue: `error`, or `skip` them.
+
+        Raises:
+            UnknownItemError: an id outside the catalogue, and `unknown` is `error`.
+            DataError: the history is empty, or nothing of it is left after skipping.
+            CapacityError: k is below 1 or above the catalogue's size.
+        """
+        return self.recommend_batch([history_item_ids], k, exclude_seen, unknown)[0]
+
+    def recommend_batch(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        exclude_seen: bool = True,
+        unknown: Unknown = "error",
+    ) -> list[list[Recommendation]]:
+        """The same as `recommend` for many histories at once, in their order."""
+        if unknown not in ("error", "skip"):
+            raise RecipeError(f"unknown={unknown!r} is not a policy; use 'error' or 'skip'")
+        rows = [self._find_rows(history, unknown) for history in histories]
+        ranked = self.rank_items(rows, k, exclude_seen=exclude_seen)
+        return [
+            [
+                self._describe(int(item), rank, float(score))
+                for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
+                if item >= 0
+            ]
+            for items, scores in zip(ranked.item_index, ranked.scores, strict=True)
+        ]
+
+    def find_titles(self, item_ids: Sequence[str]) -> list[str]:
+        """The titles of items; empty for an id outside the catalogue."""
+        rows = (self._rows.get(item_id) for item_id in item_ids)
+        return ["" if row is None else self._titles[row] for row in rows]
+
+    def _describe(self, item: int, rank: int, score: float) -> Recommendation:
+        return Recommendation(
+            item_id=self.item_ids[item],
+            rank=rank,
+            score=score,
+            title=self._titles[item],
+            sid=self._sids[item],
+        )
+
+    def _find_rows(self, history: Sequence[str], unknown: Unknown) -> IndexArray:
+        if isinstance(history, str):
+            raise DataError(
+                f"a history is a list of item ids, not one string ({history!r}); "
+                f"write [{history!r}]"
+            )
+        missing = [item_id for item_id in history if item_id not in self._rows]
+        if missing and unknown == "error":
+            named = ", ".join(repr(item_id) for item_id in missing[:5])
+            hint = suggest_name(str(missing[0]), self.item_ids[:20_000]) if missing else ""
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""  # noqa: PLR2004
+            raise UnknownItemError(
+                f"the catalogue of {self.n_items:,} items has no item {named}{more}"
+                f"{'; ' + hint if hint.startswith('did') else ''}; "
+                f"correct the id, or pass unknown='skip' (--unknown skip) to leave it out"
+            )
+        known = [self._rows[item_id] for item_id in history if item_id in self._rows]
+        if not known:
+            why = (
+                f"none of its {len(history)} ids is in the catalogue" if history else "it is empty"
+            )
+            raise DataError(
+                f"a history needs at least one known item, but {why}; "
+                f"for users without history use a popularity list"
+            )
+        return np.array(known, dtype=np.int64)
+
+    def rank_items(
+        self, histories: Sequence[IndexArray], k: int, *, exclude_seen: bool = True
+    ) -> RankedItems:
+        """Rank the catalogue for histories of item_index; see `RanksItems.rank_items`."""
+        self._check_request(histories, k)
+        prompts = [self._encode_history(history) for history in histories]
+        seen = [np.unique(history) for history in histories]
+        if not exclude_seen:
+            return self.engine.rank_prompts(prompts, k)
+        item_index = np.full((len(prompts), k), -1, dtype=np.int64)
+        scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
+        certified = np.ones(len(prompts), dtype=np.bool_)
+        wanted = np.array([min(k, self.n_items - len(items)) for items in seen], dtype=np.int64)
+        # Users with fewer unseen items than k are asked for what they have; nearly all share one k.
+        for size in np.unique(wanted[wanted > 0]):
+            users = np.flatnonzero(wanted == size)
+            part = self.engine.rank_prompts(
+                [prompts[user] for user in users],
+                int(size),
+                excluded=[seen[user] for user in users],
+            )
+            item_index[users, :size] = part.item_index
+            scores[users, :size] = part.scores
+            certified[users] = part.certified
+        return RankedItems(item_index, scores, certified)
+
+    def _check_request(self, histories: Sequence[IndexArray], k: int) -> None:
+        if not 1 <= k <= self.n_items:
+            raise CapacityError(
+                f"k={k} answers were asked for, but the catalogue has {self.n_items:,} items; "
+                f"choose k from 1 to {self.n_items}"
+            )
+        for history in histories:
+            if len(history) == 0:
+                raise DataError("a history is empty; it needs at least one item")
+            if history.min() < 0 or history.max() >= self.n_items:
+                raise UnknownItemError(
+                    f"a history holds item_index {int(history.max())} or {int(history.min())}, "
+                    f"outside 0..{self.n_items - 1}; indices must come from this model's catalogue"
+                )
+
+    def _encode_history(self, history: IndexArray) -> list[int]:
+        kept = history[-self._prompt.max_history :]
+        rendered = self._prompt.render(
+            [self._sids[item] for item in kept], [self._titles[item] for item in kept]
+        )
+        return encode_prompt(self._tokenizer, rendered)
+
+
+def _parse_dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise RecipeError(f"unknown dtype {name!r}; {suggest_name(name, known)}")
+    return known[name]
+
+
+def _find_tokens(tokenizer: Any, codebook_sizes: Sequence[int], model: Any) -> list[IndexArray]:
+    """For each level the token id of every code; the vocabulary must hold each as one token."""
+    levels = []
+    n_rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    for level, size in enumerate(codebook_sizes):
+        tokens = [format_token(level, code) for code in range(size)]
+        missing = [token for token in tokens if token not in vocabulary]
+        if missing:
+            raise ModelError(
+                f"the model's tokenizer lacks {len(missing)} of {size} tokens of level "
+                f"{level + 1}, such as {missing[0]!r}; model, tokenizer and item index do not "
+                f"belong together: run `genrec train` again"
+            )
+        ids = np.array([vocabulary[token] for token in tokens], dtype=np.int64)
+        if ids.max() >= n_rows:
+            raise ModelError(
+                f"token id {int(ids.max())} has no row in the model's {n_rows} embeddings; "
+                f"model and tokenizer do not belong together: run `genrec train` again"
+            )
+        levels.append(ids)
+    return levels

@@ -1,0 +1,99 @@
+"""The `embed` step: item text to an `embeddings/` artefact, and back from disk.
+
+Owns the artefact's files. Knows neither how a text becomes a vector nor what vectors are for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from genrec.artifact import Artifact, load_artifact, write_artifact
+from genrec.errors import ArtifactError, DataError
+from genrec.tokenizers.encoder import build_encoder, encode_with_cache
+from genrec.tokenizers.recipe import EmbedRecipe
+from genrec.tokenizers.vector_cache import default_cache
+from genrec.types import FloatArray
+
+VECTORS_FILE = "embeddings.safetensors"
+ITEMS_FILE = "items.parquet"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector an item, in the catalogue's order.
+
+    Shapes:
+        vectors: (N, D) float32.
+    """
+
+    artifact: Artifact
+    item_ids: tuple[str, ...]
+    vectors: FloatArray
+
+
+def make_embeddings(
+    recipe: EmbedRecipe, data: Path, out: Path, *, cache: Path | None = None
+) -> Artifact:
+    """The `embeddings/` artefact of a catalogue's item text.
+
+    Args:
+        recipe: encoder and its values.
+        data: a `data/` artefact.
+        out: the directory to write.
+        cache: where vectors of single texts are kept between runs; `$GENREC_CACHE` by default.
+
+    Raises:
+        ArtifactError: `data` is no complete data artefact, or `out` cannot be written.
+        DataError: the catalogue is empty, or no item has text.
+        ModelError: the encoder's model cannot be loaded, or gives values that are not finite.
+    """
+    catalogue = load_artifact(data, step="data")
+    item_ids, texts = _read_texts(catalogue.path)
+    encoder = build_encoder(recipe)
+    with write_artifact(out, step="embed", recipe=recipe, inputs={"data": catalogue}) as work:
+        vectors = encode_with_cache(encoder, texts, cache or default_cache(), recipe.shard_items)
+        save_file({"embeddings": vectors}, work.path / VECTORS_FILE)
+        pl.DataFrame({"item_id": item_ids}).write_parquet(work.path / ITEMS_FILE)
+        work.facts["items"], work.facts["dimensions"] = vectors.shape
+        work.facts["items_without_text"] = sum(not text.strip() for text in texts)
+    return work.artifact
+
+
+def _read_texts(data: Path) -> tuple[list[str], list[str]]:
+    items = pl.read_parquet(data / "items.parquet", columns=["item_id", "text"])
+    texts = items["text"].fill_null("").to_list()
+    empty = sum(not text.strip() for text in texts)
+    if empty == len(texts):
+        raise DataError(
+            f"none of the {len(texts):,} items in {data} has text to embed; name fields that the "
+            f"source has in the data recipe's text fields"
+        )
+    if empty:
+        _log.info("embed: %s of %s items have no text", f"{empty:,}", f"{len(texts):,}")
+    return items["item_id"].to_list(), texts
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """The vectors of a complete `embeddings/` artefact.
+
+    Raises:
+        ArtifactError: missing, half written, changed, or of another step; or its files disagree.
+    """
+    artifact = load_artifact(path, step="embed")
+    try:
+        vectors = load_file(artifact.path / VECTORS_FILE)["embeddings"]
+        item_ids = pl.read_parquet(artifact.path / ITEMS_FILE)["item_id"].to_list()
+    except (OSError, SafetensorError, KeyError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{path} cannot be read as embeddings: {error}") from error
+    if len(vectors) != len(item_ids):
+        raise ArtifactError(
+            f"{path} holds {len(vectors):,} vectors for {len(item_ids):,} items; embed again"
+        )
+    return Embeddings(artifact, tuple(item_ids), vectors)

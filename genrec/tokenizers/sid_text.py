@@ -1,0 +1,72 @@
+"""Semantic IDs as text: `<a_12><b_7><c_3><d_0>`, and back.
+
+Owns the spelling of a token. Knows no item, no codebook and no language model.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+from genrec.errors import CapacityError, DataError
+
+LEVEL_LETTERS = string.ascii_lowercase
+_TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]*)>")
+
+
+def check_levels(n_levels: int) -> None:
+    """Raise unless semantic IDs of that many levels can be spelled.
+
+    Raises:
+        CapacityError: no level, or more than there are letters.
+    """
+    if not 1 <= n_levels <= len(LEVEL_LETTERS):
+        raise CapacityError(
+            f"a semantic ID of {n_levels} levels cannot be spelled: each level is one letter, so "
+            f"there are 1 to {len(LEVEL_LETTERS)}; use fewer levels with more codes each"
+        )
+
+
+def format_token(level: int, code: int) -> str:
+    """The token of a code at a level, counted from 0: `format_token(1, 7)` is `<b_7>`.
+
+    Raises:
+        CapacityError: a level outside the alphabet, or a negative code.
+    """
+    check_levels(level + 1)
+    if code < 0:
+        raise CapacityError(f"code {code} at level {level} is negative; codes count from 0")
+    return f"<{LEVEL_LETTERS[level]}_{code}>"
+
+
+def format_sid(codes: Sequence[int]) -> str:
+    """The text of a code sequence: `[12, 7]` is `<a_12><b_7>`.
+
+    Raises:
+        CapacityError: no code, more codes than letters, or a negative code.
+    """
+    check_levels(len(codes))
+    return "".join(format_token(level, int(code)) for level, code in enumerate(codes))
+
+
+def parse_sid(text: str) -> tuple[int, ...]:
+    """The codes that a semantic ID spells; `format_sid` writes exactly this text again.
+
+    Raises:
+        DataError: anything but tokens `<a_N><b_N>...` in the alphabet's order.
+    """
+    codes = []
+    end = 0
+    for level, match in enumerate(_TOKEN.finditer(text)):
+        in_order = level < len(LEVEL_LETTERS) and match.group(1) == LEVEL_LETTERS[level]
+        if match.start() != end or not in_order:
+            break
+        codes.append(int(match.group(2)))
+        end = match.end()
+    if end != len(text) or not codes:
+        raise DataError(
+            f"{text!r} is no semantic ID: it must be tokens like <a_12><b_7><c_3>, one for each "
+            f"level from a, with nothing before, between or after"
+        )
+    return tuple(codes)

@@ -1,0 +1,1 @@
+"""Training: a base model from scratch, SID vocabulary, LoRA or full tuning, export."""

@@ -1,0 +1,172 @@
+"""Recipe values of the `base` and `train` steps.
+
+Owns what can be chosen and the rules between choices. Loads neither torch nor transformers, because
+the command line imports it to show help.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from genrec.recipe import Recipe
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class BaseRecipe(Recipe):
+    """A small decoder-only language model, made from nothing but the catalogue's text."""
+
+    vocab_size: int = Field(
+        default=2048,
+        ge=320,
+        le=200_000,
+        description="Byte-level BPE tokens; more makes prompts shorter and the head slower.",
+    )
+    extra_text: tuple[str, ...] = Field(
+        default=(),
+        description="Sentences to know besides item text, such as your prompt templates.",
+    )
+    hidden_size: int = Field(
+        default=128, ge=8, description="Width of the model; a multiple of heads."
+    )
+    layers: int = Field(default=4, ge=1, description="Decoder layers.")
+    heads: int = Field(default=4, ge=1, description="Query heads.")
+    kv_heads: int = Field(default=2, ge=1, description="Key-value heads; must divide heads.")
+    feed_forward_size: int = Field(
+        default=384, ge=8, description="Width inside the MLP; about 3 x hidden."
+    )
+    max_positions: int = Field(
+        default=2048, ge=16, description="Longest sequence the config allows."
+    )
+    tied_embeddings: bool = Field(
+        default=True, description="One matrix for input rows and LM head."
+    )
+    epochs: float = Field(default=8.0, gt=0, description="Passes over the catalogue's text.")
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Stop pretraining after this long; the result then depends on the machine.",
+    )
+    block_tokens: int = Field(default=128, ge=8, description="Length of the packed blocks of text.")
+    batch_size: int = Field(default=16, ge=1, description="Blocks a step.")
+    learning_rate: float = Field(
+        default=3e-3, gt=0, description="Peak learning rate (cosine, AdamW)."
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW weight decay.")
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> BaseRecipe:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of heads {self.heads}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        if self.block_tokens > self.max_positions:
+            raise ValueError(
+                f"block_tokens {self.block_tokens} must not exceed "
+                f"max_positions {self.max_positions}"
+            )
+        return self
+
+
+class TrainRecipe(Recipe):
+    """LoRA or full fine-tuning of a decoder-only model on instructions."""
+
+    base: str | None = Field(
+        default=None,
+        description="Hub name or checkpoint directory to start from, unless the command names one.",
+    )
+    method: Literal["lora", "full"] = Field(default="lora", description="Adapter, or every weight.")
+    rank: int = Field(default=16, ge=1, description="LoRA rank; more learns more and costs more.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank."
+    )
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="LoRA dropout.")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", description="Layers that get an adapter: all-linear, or names."
+    )
+    row_noise: float = Field(
+        default=0.1,
+        ge=0,
+        description="Noise where new token rows start, as a share of the text rows' spread.",
+    )
+    learning_rate: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    batch_size: int = Field(
+        default=32, ge=1, description="Rows a step and process, before accumulation."
+    )
+    eval_batch_size: int = Field(default=128, ge=1, description="Rows a validation step.")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, description="Steps added up before an update."
+    )
+    epochs: float = Field(default=3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Stop after so many updates; overrides epochs."
+    )
+    max_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Stop after this long; the result then depends on the machine.",
+    )
+    warmup: float = Field(
+        default=0.03, ge=0, lt=1, description="Share of the updates that warm up."
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW weight decay.")
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="How the learning rate falls."
+    )
+    gradient_clip: float = Field(
+        default=1.0, ge=0, description="Longest gradient allowed; 0 is no limit."
+    )
+    max_tokens: int = Field(
+        default=1024, ge=8, description="Rows longer than this are left out, and counted."
+    )
+    group_by_length: bool = Field(
+        default=True,
+        description="Rows of like length share a batch: less padding, a little less shuffling.",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread over V."
+    )
+    eval_every: float = Field(
+        default=0.1,
+        ge=0,
+        description="Updates between validations; below 1 a share of all; 0 never validates.",
+    )
+    eval_rows: int = Field(
+        default=2000, ge=1, description="Validation rows used, drawn once with the seed."
+    )
+    patience: int = Field(
+        default=3,
+        ge=0,
+        description="Validations without a better loss before stopping; 0 never stops early.",
+    )
+    save_every: float = Field(
+        default=0.0,
+        ge=0,
+        description="Updates between checkpoints besides those of validations; below 1 a share.",
+    )
+    log_every: int = Field(default=10, ge=1, description="Updates between lines of training.jsonl.")
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description="Trackers that the Trainer knows: tensorboard, wandb, trackio, mlflow, ...",
+    )
+    precision: Precision = Field(
+        default="auto", description="auto is bf16 on a GPU that has it, else fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations: about a third slower, far less memory."
+    )
+
+    @model_validator(mode="after")
+    def _check_intervals(self) -> TrainRecipe:
+        for name in ("eval_every", "save_every"):
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                raise ValueError(
+                    f"{name} {value} must be a whole number of updates, or a share below 1"
+                )
+        return self

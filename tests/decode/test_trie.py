@@ -1,0 +1,176 @@
+"""The trie against a dictionary of prefixes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from genrec.decode.trie import Trie
+from genrec.errors import DataError, DecodeError
+
+# The largest codes make packed keys of few bits, of many, of exactly 64, and of too many.
+LARGEST_CODES = (1, 3, 255, 2**15, 2**16 - 1, 2**31, 2**40)
+
+
+@st.composite
+def catalogues(draw):
+    """Distinct code rows, in any order, with few and with very many codes a level."""
+    n_levels = draw(st.integers(1, 4))
+    largest = draw(st.sampled_from(LARGEST_CODES))
+    code = st.integers(0, min(largest, 3)) | st.integers(0, largest)
+    row = st.tuples(*[code] * n_levels)
+    return np.array(draw(st.lists(row, min_size=1, max_size=40, unique=True)), dtype=np.int64)
+
+
+def next_codes(table):
+    """The plain way: prefix -> set of next codes."""
+    following = defaultdict(set)
+    for row in table.tolist():
+        for level, code in enumerate(row):
+            following[tuple(row[:level])].add(code)
+    return following
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues())
+def test_children_are_those_of_a_dictionary(table):
+    trie, following = Trie.from_codes(table), next_codes(table)
+    assert (trie.n_items, trie.n_levels) == table.shape
+    for level in range(trie.n_levels):
+        prefixes = [prefix for prefix in following if len(prefix) == level]
+        prefix_table = np.array(prefixes, dtype=np.int64).reshape(len(prefixes), level)
+        found = trie.children(prefix_table)
+        for row, prefix in enumerate(prefixes):
+            assert found.code[found.parent_row == row].tolist() == sorted(following[prefix])
+        extended = np.column_stack([prefix_table[found.parent_row], found.code])
+        np.testing.assert_array_equal(trie.find_nodes(extended), found.node)
+
+
+@settings(max_examples=40, deadline=None)
+@given(catalogues())
+def test_a_leaf_gives_back_its_item(table):
+    trie = Trie.from_codes(table)
+    leaves = trie.find_nodes(table)
+    np.testing.assert_array_equal(trie.items(leaves), np.arange(len(table)))
+    np.testing.assert_array_equal(trie.leaves, leaves)
+
+
+@settings(max_examples=40, deadline=None)
+@given(catalogues(), st.data())
+def test_dead_nodes_are_those_with_no_legal_item_below(table, data):
+    trie = Trie.from_codes(table)
+    items = st.lists(st.integers(0, len(table) - 1), max_size=2 * len(table))
+    excluded = data.draw(st.lists(items, min_size=0, max_size=3))
+    dead = trie.dead_nodes([np.array(row, dtype=np.int64) for row in excluded])
+    for row, banned in enumerate(excluded):
+        legal = np.setdiff1d(np.arange(len(table)), banned)
+        for level in range(trie.n_levels + 1):
+            nodes = np.arange(trie.level_sizes[level])
+            alive = np.unique(trie.find_nodes(table[legal, :level]))
+            found = dead.contains(level, np.full(nodes.shape, row), nodes)
+            np.testing.assert_array_equal(~found, np.isin(nodes, alive))
+
+
+@settings(max_examples=40, deadline=None)
+@given(catalogues(), st.data())
+def test_unknown_prefixes_are_errors(table, data):
+    trie = Trie.from_codes(table)
+    length = data.draw(st.integers(1, trie.n_levels))
+    code = st.integers(-2, int(table.max()) + 2)
+    prefix = data.draw(st.tuples(*[code] * length))
+    if prefix in {tuple(row) for row in table[:, :length].tolist()}:
+        assert trie.find_nodes([prefix]).shape == (1,)
+    else:
+        with pytest.raises(DecodeError, match="no item's codes begin with"):
+            trie.find_nodes([table[0, :length], prefix])
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(np.int32, st.tuples(st.integers(2, 30), st.just(2)), elements=st.integers(0, 4)))
+def test_shared_codes_are_found_whenever_there_are_any(table):
+    if len(np.unique(table, axis=0)) == len(table):
+        assert Trie.from_codes(table).n_items == len(table)
+    else:
+        with pytest.raises(DataError, match="every item needs a code sequence of its own"):
+            Trie.from_codes(table)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64])
+def test_any_integer_type_gives_the_same_trie(dtype):
+    table = np.random.default_rng(0).permutation(np.argwhere(np.ones((5, 4, 3))))
+    trie, other = Trie.from_codes(table), Trie.from_codes(table.astype(dtype))
+    np.testing.assert_array_equal(trie.order, other.order)
+    assert trie.level_sizes == other.level_sizes == (1, 5, 20, 60)
+    assert trie.code_counts == (5, 4, 3)
+
+
+def test_shared_codes_are_all_named():
+    with pytest.raises(DataError) as error:
+        Trie.from_codes([[1, 2], [3, 4], [1, 2], [0, 0], [3, 4], [1, 2]])
+    assert "2 problems" in str(error.value)
+    assert "items 0, 2, 5 share codes (1, 2)" in str(error.value)
+    assert "items 1, 4 share codes (3, 4)" in str(error.value)
+
+
+def test_shared_codes_are_named_where_keys_do_not_fit_64_bits():
+    big = 2**40
+    with pytest.raises(DataError, match=rf"items 0, 2 share codes \({big}, {big}\)"):
+        Trie.from_codes([[big, big], [big, 0], [big, big]])
+
+
+def test_negative_codes_are_all_named():
+    with pytest.raises(DataError) as error:
+        Trie.from_codes([[1, 2], [-1, 4], [5, -6]])
+    assert "codes must be 0 or more: 2 problems" in str(error.value)
+    assert "item 1 has codes (-1, 4)" in str(error.value)
+    assert "item 2 has codes (5, -6)" in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3,), (2, 2, 2)])
+def test_codes_must_be_a_table_with_items(shape):
+    with pytest.raises(DataError, match="make no trie; give"):
+        Trie.from_codes(np.zeros(shape, dtype=np.int64))
+
+
+def test_codes_must_be_integers():
+    with pytest.raises(DataError, match="codes are float64; they must be integers"):
+        Trie.from_codes(np.zeros((3, 2)))
+
+
+def test_a_complete_sequence_has_no_extension():
+    trie = Trie.from_codes([[0, 1], [1, 0]])
+    with pytest.raises(DecodeError, match="a prefix of 2 codes has no extension"):
+        trie.children([[0, 1]])
+    with pytest.raises(DecodeError, match="a prefix of -1 codes has no extension"):
+        trie.expand(-1, np.zeros(1, dtype=np.int64))
+
+
+@pytest.mark.parametrize("node", [-1, 2])
+def test_unknown_nodes_are_errors(node):
+    trie = Trie.from_codes([[0, 1], [1, 0]])
+    with pytest.raises(DecodeError, match=rf"node {node} does not exist on level 1, which has 2"):
+        trie.expand(1, np.array([0, node]))
+
+
+def test_prefixes_must_be_a_table_no_longer_than_a_sequence():
+    trie = Trie.from_codes([[0, 1], [1, 0]])
+    for prefixes in ([0, 1], [[0, 1, 0]]):
+        with pytest.raises(DecodeError, match="do not fit; give"):
+            trie.find_nodes(prefixes)
+
+
+def test_no_nodes_have_no_children():
+    found = Trie.from_codes([[0, 1], [1, 0]]).expand(0, np.empty(0, dtype=np.int64))
+    assert found.parent_row.size == found.node.size == found.code.size == 0
+
+
+def test_memory_is_a_few_bytes_an_item():
+    codes = np.unique(np.random.default_rng(0).integers(0, 256, (200_000, 4)), axis=0)
+    trie = Trie.from_codes(codes)
+    assert trie.n_bytes - trie.order.nbytes < 8 * trie.n_items
+    assert trie.order.nbytes == 4 * trie.n_items

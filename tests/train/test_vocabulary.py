@@ -1,0 +1,126 @@
+"""SID tokens in tokenizers and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken
+
+from genrec.errors import ModelError
+from genrec.train.checkpoint import load_checkpoint
+from genrec.train.vocabulary import Extension, extend_tokenizer, extend_vocabulary
+from tests.train.made_inputs import CODEBOOKS, item_codes, item_text
+
+TEXTS = [item_text(item) for item in range(40)]
+
+
+def extend(checkpoint: Any, noise: float = 0.0, seed: int = 0) -> Extension:
+    return extend_vocabulary(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        CODEBOOKS,
+        TEXTS,
+        item_codes(40),
+        noise=noise,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_rows_start_from_the_mean_of_the_text_they_encode(
+    kind: str, bases: Callable[[str], Path]
+) -> None:
+    checkpoint = load_checkpoint(bases(kind), torch.float32)
+    matrices = [checkpoint.model.get_input_embeddings().weight.detach().clone()]
+    if kind == "llama":
+        matrices.append(checkpoint.model.get_output_embeddings().weight.detach().clone())
+    ids = [checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    extension = extend(checkpoint)
+    after = [
+        checkpoint.model.get_input_embeddings().weight,
+        checkpoint.model.get_output_embeddings().weight,
+    ]
+    assert (after[0] is after[1]) == (kind != "llama")
+    for before, matrix in zip(matrices, after, strict=False):
+        chosen = np.flatnonzero(item_codes(40)[:, 1] == 2)
+        expected = torch.stack([before[ids[item]].mean(0) for item in chosen]).mean(0)
+        assert torch.allclose(matrix[int(extension.token_ids[1][2])], expected, atol=1e-6)
+        kept = min(extension.flat_ids())
+        assert torch.equal(matrix[:kept], before[:kept])
+        # No item has code 4 of the first level: it starts from the mean over all items.
+        everything = torch.stack([before[row].mean(0) for row in ids]).mean(0)
+        assert torch.allclose(matrix[int(extension.token_ids[0][4])], everything, atol=1e-6)
+
+
+def test_noise_is_seeded_and_small(bases: Callable[[str], Path]) -> None:
+    rows = []
+    for noise, seed in ((0.0, 0), (0.1, 0), (0.1, 0), (0.1, 1)):
+        checkpoint = load_checkpoint(bases("qwen3"), torch.float32)
+        extension = extend(checkpoint, noise, seed)
+        rows.append(checkpoint.model.get_input_embeddings().weight[extension.flat_ids()].detach())
+    spread = checkpoint.model.get_input_embeddings().weight.detach().std()
+    assert torch.equal(rows[1], rows[2])
+    assert not torch.equal(rows[1], rows[3])
+    assert 0.05 * spread < (rows[1] - rows[0]).std() < 0.2 * spread
+
+
+def test_spare_rows_are_used_before_the_matrix_grows(bases: Callable[[str], Path]) -> None:
+    checkpoint = load_checkpoint(bases("llama"), torch.float32)
+    size = len(checkpoint.tokenizer)
+    extend_vocabulary(
+        checkpoint.model, checkpoint.tokenizer, (2, 2), TEXTS, item_codes(40) % 2, noise=0, seed=0
+    )
+    assert checkpoint.model.get_input_embeddings().weight.shape[0] == size + 4
+
+
+def test_tokens_are_plain_added_tokens(bases: Callable[[str], Path]) -> None:
+    tokenizer = load_checkpoint(bases("qwen3"), torch.float32).tokenizer
+    extension = extend_tokenizer(tokenizer, CODEBOOKS)
+    ids = tokenizer("red <a_1><b_2><c_3> hat", add_special_tokens=False)["input_ids"]
+    assert [int(extension.token_ids[level][level + 1]) for level in range(3)] == [
+        token for token in ids if token in set(extension.flat_ids())
+    ]
+    assert "<a_1>" in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_same_vocabulary_is_kept_and_another_refused(bases: Callable[[str], Path]) -> None:
+    checkpoint = load_checkpoint(bases("qwen3"), torch.float32)
+    extend(checkpoint, noise=0.1)
+    rows = checkpoint.model.get_input_embeddings().weight.detach().clone()
+    again = extend(checkpoint, noise=0.1, seed=7)
+    assert not again.added
+    assert torch.equal(rows, checkpoint.model.get_input_embeddings().weight)
+    with pytest.raises(ModelError, match="semantic-ID tokens of another vocabulary"):
+        extend_tokenizer(checkpoint.tokenizer, (9, 9))
+
+
+def test_item_text_that_spells_a_token_reads_no_new_row(bases: Callable[[str], Path]) -> None:
+    checkpoint = load_checkpoint(bases("qwen3"), torch.float32)
+    texts = ["<a_0><b_1><c_2>", "", *TEXTS[2:]]
+    extend_vocabulary(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        CODEBOOKS,
+        texts,
+        item_codes(40),
+        noise=0.0,
+        seed=0,
+    )
+    assert torch.isfinite(checkpoint.model.get_input_embeddings().weight).all()
+
+
+def test_a_tokenizer_that_splits_tokens_is_caught(
+    bases: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_checkpoint(bases("qwen3"), torch.float32).tokenizer
+    # Tokens that must stand alone as words are not found inside a semantic ID.
+    monkeypatch.setattr(
+        "genrec.train.vocabulary._plain_token", lambda token: AddedToken(token, single_word=True)
+    )
+    with pytest.raises(ModelError, match="splits or changes the semantic ID"):
+        extend_tokenizer(tokenizer, CODEBOOKS)
