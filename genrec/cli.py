@@ -37,7 +37,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that ship with genrec.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look around")
 
-_out = Console(soft_wrap=False)
+_out = Console()
 _err = Console(stderr=True)
 
 Values = Annotated[
@@ -61,10 +61,12 @@ LOOK_PANEL = "Look around"
 
 def main() -> None:
     """Run the command line; a fault that genrec knows ends with one message and exit code 1."""
+    # Threads that spin while they wait make a run up to 50 times slower beside a busy neighbour.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except GenrecError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of our answers went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,7 +124,7 @@ def _run_step(
     step = next(step for step in STEPS if step.name == name)
     loaded = {role: load_artifact(path, step=role) for role, path in inputs.items()}
     if not force and find_current(out, step=name, recipe=recipe, inputs=loaded):
-        _out.print(f"{out} is up to date; nothing to do (--force runs it again)", highlight=False)
+        _out.print(f"{out} is up to date; nothing to do (--force runs it again)", soft_wrap=True)
         return
     artifact = step.make(recipe, loaded, out)
     _out.print(f"{name}: {artifact.path} ({artifact.manifest.seconds:.1f} s)", highlight=False)
@@ -284,8 +286,8 @@ def _check_form(form: str, output: Path | None) -> None:
 
 @app.command(rich_help_panel=CHAIN_PANEL)
 def run(
-    values: Values,
     out: OutDir,
+    values: Values = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
     force: Force = False,
 ) -> None:
@@ -336,7 +338,7 @@ def show_recipe(name: str) -> None:
     """A recipe's text, comments included."""
     from genrec.recipe import find_recipe
 
-    _out.print(find_recipe(name).read_text(encoding="utf-8"), markup=False, end="")
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes_app.command("copy")

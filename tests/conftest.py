@@ -32,3 +32,26 @@ def find_real_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the whole chain that is too small to be good at anything, but is real."""
+    from genrec.pipeline import parse_chain, run_chain
+
+    values = {
+        "seed": 3,
+        "data": {"source": "synthetic", "n_items": 60, "n_users": 40},
+        "embed": {"lsa": {"dimensions": 16}},
+        "tokenize": {"quantizer": "rqkmeans", "codebook_sizes": [8, 8, 8]},
+        "prompts": {"use": "small-decoder"},
+        "base": {
+            "hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1, "feed_forward_size": 32,
+            "vocab_size": 400, "epochs": 0.2,
+        },
+        "train": {"use": "tiny", "max_steps": 4},
+        "eval": {"metrics": ["HR@5", "NDCG@5"], "n_bootstrap": 100, "n_permutations": 100},
+    }  # fmt: skip
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    run_chain(parse_chain(values, source="tiny"), out)
+    return out

@@ -52,7 +52,7 @@ def test_a_power_below_one_evens_the_directions_out(texts: list[str]) -> None:
     for power in (0.0, 0.5, 1.0):
         vectors = LsaEncoder(recipe_with(dimensions=8, singular_power=power)).encode_texts(texts)
         squares = (vectors**2).sum(axis=0)
-        spread.append(squares.max() / squares.min())
+        spread.append(squares.max() / squares.sum())
     assert spread == sorted(spread)
 
 
@@ -63,7 +63,7 @@ def test_lsa_is_the_same_for_the_same_seed(texts: list[str]) -> None:
 
 def test_lsa_takes_character_ngrams_too() -> None:
     texts = ["moisturizer", "moisturizing", "shampoo", "shampoos"]
-    with_chars = recipe_with(dimensions=3, char_ngrams=(3, 4), min_items=1, singular_power=1)
+    with_chars = recipe_with(dimensions=2, char_ngrams=(3, 4), min_items=1)
     vectors = LsaEncoder(with_chars).encode_texts(texts)
     assert vectors[0] @ vectors[1] > 0.5 > abs(vectors[0] @ vectors[2])
 
