@@ -22,7 +22,7 @@ from genrec.batch import Request, answer_histories
 from genrec.data.recipe import DataRecipe
 from genrec.errors import ArtifactError, RecipeError
 from genrec.eval.recipe import EvalRecipe
-from genrec.manifest import read_json, write_json
+from genrec.manifest import hash_file, read_json, write_json
 from genrec.prompts.recipe import PromptsRecipe, TemplateFile
 from genrec.recipe import (
     Recipe,
@@ -169,6 +169,8 @@ def parse_chain(values: Mapping[str, Any], *, source: str) -> ChainRecipe:
         if isinstance(section, dict):
             seed = {"seed": values["seed"]} if "seed" in values else {}
             filled[step.name] = seed | _fill_section(section, step.name)
+    if "name" in values and isinstance(filled["eval"], dict):
+        filled["eval"] = {"name": values["name"]} | filled["eval"]
     return parse_recipe(ChainRecipe, filled, source=source)
 
 
@@ -333,7 +335,7 @@ def _run_step(
     values: Recipe = getattr(recipe, step.name)
     folder = out / step.folder
     current = None if force else find_current(folder, step=step.name, recipe=values, inputs=inputs)
-    if current is not None:
+    if current is not None and _sources_unchanged(current):
         _log.info("%s: up to date, skipped (%s)", title, folder)
         return current, StepRecord(step.name, True, 0.0, 0)
     _log.info("%s: %s", title, folder)
@@ -342,6 +344,16 @@ def _run_step(
     artifact = step.make(values, inputs, folder)
     seconds = time.monotonic() - started
     return artifact, StepRecord(step.name, False, round(seconds, 2), _read_peak())
+
+
+def _sources_unchanged(artifact: Artifact) -> bool:
+    """Whether the raw files that a data artefact was made from are still the same."""
+    for record in artifact.manifest.facts.get("files", []):
+        path = Path(record["path"])
+        if path.is_file() and hash_file(path) != record["sha256"]:
+            _log.info("%s has changed since %s was made from it", path, artifact.path)
+            return False
+    return True
 
 
 def _write_record(out: Path, records: Sequence[StepRecord]) -> None:
