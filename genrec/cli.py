@@ -22,6 +22,7 @@ from rich.markup import escape
 
 import genrec
 from genrec.errors import DataError, GenrecError, RecipeError
+from genrec.recipe import split_values
 
 if TYPE_CHECKING:
     from genrec.types import History
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that ship with genrec.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look around")
+bench_app = typer.Typer(help="The figures behind the speed claims.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench", rich_help_panel="Look around")
 
 _out = Console()
 _err = Console(stderr=True)
@@ -91,11 +94,11 @@ def set_up(
     ] = False,
 ) -> None:
     """LLM-based generative recommendation: from raw files to item ids that exist."""
-    del version
     level = logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO
-    handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=_err, show_path=False, show_level=debug, markup=False)
+        handler: logging.Handler = RichHandler(
+            console=_err, show_path=False, show_level=debug, markup=False
+        )
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -105,14 +108,6 @@ def set_up(
     root.propagate = False
 
 
-def _split_values(values: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """The recipe's name, if one was given, and the overrides."""
-    names = [value for value in values or () if "=" not in value]
-    if len(names) > 1:
-        raise RecipeError(f"one recipe at a time, but {len(names)} were given: {', '.join(names)}")
-    return (names[0] if names else None), [v for v in values or () if "=" in v]
-
-
 def _run_step(
     name: str, values: Sequence[str] | None, inputs: dict[str, Path], out: Path, force: bool
 ) -> None:
@@ -120,7 +115,7 @@ def _run_step(
     from genrec.artifact import find_current, load_artifact
     from genrec.pipeline import STEPS, read_step
 
-    recipe = read_step(name, *_split_values(values))
+    recipe = read_step(name, *split_values(values))
     step = next(step for step in STEPS if step.name == name)
     loaded = {role: load_artifact(path, step=role) for role, path in inputs.items()}
     if not force and find_current(out, step=name, recipe=recipe, inputs=loaded):
@@ -297,7 +292,7 @@ def run(
     """
     from genrec.pipeline import read_chain, run_chain
 
-    name, overrides = _split_values(values)
+    name, overrides = split_values(values)
     if name is None:
         raise RecipeError(
             "which recipe? `genrec recipes list` shows the chains that ship with genrec"
@@ -314,7 +309,7 @@ def quickstart(out: OutDir = Path("runs/quickstart"), values: Values = None) -> 
     from genrec.pipeline import read_chain, recommend_samples, run_chain
     from genrec.tables import build_answers, describe_results
 
-    name, overrides = _split_values(values)
+    name, overrides = split_values(values)
     if name is not None:
         raise RecipeError(f"quickstart takes KEY=VALUE only; for {name!r} use `genrec run {name}`")
     run_chain(read_chain("quickstart", overrides), out)
@@ -372,6 +367,22 @@ def check_recipes(names: Annotated[list[str] | None, typer.Argument()] = None) -
             _out.print(f"[green]ok[/]    {kind:10s} {path}", highlight=False)
     if faults:
         raise typer.Exit(1)
+
+
+@bench_app.command("decode")
+def bench_decode(
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
+    items: Annotated[int, typer.Option(help="Size of the random catalogue.")] = 100_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+) -> None:
+    """The embedded engine against Hugging Face's constrained beam search."""
+    from genrec.bench.decode import bench_decode as measure
+    from genrec.tables import format_bench
+
+    result = measure(n_items=items, repeats=repeats)
+    if as_json is not None:
+        as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    typer.echo(format_bench(result))
 
 
 @app.command(rich_help_panel=LOOK_PANEL)

@@ -298,3 +298,15 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         except yaml.YAMLError as error:
             raise RecipeError(f"override {override!r}: {text!r} is not a YAML value") from error
     return merged
+
+
+def split_values(values: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """The recipe's name, if one was given on the command line, and the overrides.
+
+    Raises:
+        RecipeError: more than one name.
+    """
+    names = [value for value in values or () if "=" not in value]
+    if len(names) > 1:
+        raise RecipeError(f"one recipe at a time, but {len(names)} were given: {', '.join(names)}")
+    return (names[0] if names else None), [value for value in values or () if "=" in value]

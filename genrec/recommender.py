@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from genrec.artifact import load_artifact
 from genrec.decode.engine import Engine
@@ -74,6 +75,7 @@ class Recommender:
         artifact = load_artifact(path, step="train")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        disable_progress_bar()  # transformers draws one for each load, terminal or not
         tokenizer = AutoTokenizer.from_pretrained(artifact.path)
         model = AutoModelForCausalLM.from_pretrained(artifact.path, dtype=_parse_dtype(dtype))
         model.eval().to(device)

@@ -76,6 +76,21 @@ def build_checks(checks: Sequence[Check]) -> Table:
     return table
 
 
+def format_bench(result: dict[str, Any]) -> str:
+    """The rows of a benchmark as a Markdown table, under the machine's name."""
+    lines = [
+        f"machine: {result['machine']}",
+        "",
+        "| figure | value | unit | target | met | against |",
+    ]
+    lines.append("|---|--:|---|--:|---|---|")
+    for row in result["rows"]:
+        met = {None: "", True: "yes", False: "no"}[row["met"]]
+        cells = [row["name"], f"{row['value']:.3g}", row["unit"], row["target"] or "", met]
+        lines.append("| " + " | ".join(str(cell) for cell in [*cells, row["against"]]) + " |")
+    return "\n".join(lines)
+
+
 def describe_results(run: Path) -> str:
     """Where a quickstart run put everything, and the next command for the user's own data."""
     return "\n".join(
