@@ -57,9 +57,7 @@ EmbeddingsDir = Annotated[Path, typer.Option("--embeddings", help="Output of `ge
 TokenizerDir = Annotated[Path, typer.Option("--tokenizer", help="Output of `genrec tokenize`.")]
 ModelDir = Annotated[Path, typer.Option("--model", "-m", help="Output of `genrec train`.")]
 Force = Annotated[bool, typer.Option("--force", help="Run again even if nothing has changed.")]
-STEPS_PANEL = "The six steps"
-CHAIN_PANEL = "The whole way"
-LOOK_PANEL = "Look around"
+STEPS_PANEL, CHAIN_PANEL, LOOK_PANEL = "The six steps", "The whole way", "Look around"
 
 
 def main() -> None:
