@@ -46,7 +46,7 @@ _err = Console(stderr=True)
 Values = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...",
+        metavar="RECIPE|KEY=VALUE",
         help="A recipe (path or shipped name) and values to lay over it.",
         show_default=False,
     ),

@@ -158,12 +158,12 @@ class Recommender:
         missing = [item_id for item_id in history if item_id not in self._rows]
         if missing and unknown == "error":
             named = ", ".join(repr(item_id) for item_id in missing[:5])
-            hint = suggest_name(str(missing[0]), self.item_ids[:20_000]) if missing else ""
+            hint = suggest_name(str(missing[0]), self.item_ids[:20_000])
+            hint = f"; {hint}" if hint.startswith("did") else "."
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""  # noqa: PLR2004
             raise UnknownItemError(
-                f"the catalogue of {self.n_items:,} items has no item {named}{more}"
-                f"{'; ' + hint if hint.startswith('did') else ''}; "
-                f"correct the id, or pass unknown='skip' (--unknown skip) to leave it out"
+                f"the catalogue of {self.n_items:,} items has no item {named}{more}{hint} "
+                f"Correct the id, or pass unknown='skip' (--unknown skip) to leave it out"
             )
         known = [self._rows[item_id] for item_id in history if item_id in self._rows]
         if not known:

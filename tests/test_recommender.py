@@ -61,7 +61,7 @@ def test_answers_are_unseen_items_with_titles(recommender: Recommender) -> None:
 
 def test_unknown_ids_are_named_or_skipped(recommender: Recommender) -> None:
     known = recommender.item_ids[0]
-    with pytest.raises(UnknownItemError, match=r"has no item 'nope'; .*--unknown skip"):
+    with pytest.raises(UnknownItemError, match=r"has no item 'nope'\. Correct.*--unknown skip"):
         recommender.recommend([known, "nope"])
     with pytest.raises(UnknownItemError, match="and 2 more"):
         recommender.recommend([f"no{i}" for i in range(7)])
