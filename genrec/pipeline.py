@@ -257,8 +257,9 @@ def recommend_samples(
 
     dataset = load_dataset(run / "data")
     holdout = dataset.holdout("test")
+    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
     histories = [
-        History(str(user), tuple(dataset.item_ids[item] for item in items))
+        History(user_ids[user], tuple(dataset.item_ids[item] for item in items))
         for user, items in zip(holdout.user_index[:users], holdout.histories[:users], strict=True)
     ]
     recommender = Recommender.from_pretrained(run / "model")

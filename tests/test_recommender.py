@@ -166,7 +166,9 @@ def test_samples_for_the_screen(tiny_run: Path) -> None:
     from genrec.pipeline import recommend_samples
 
     samples = recommend_samples(tiny_run, users=2, k=4)
+    known = set(pl.read_parquet(tiny_run / "data" / "users.parquet")["user_id"])
     assert len(samples) == 2
+    assert {history.user_id for history, _, _ in samples} <= known
     for history, titles, answers in samples:
         assert len(titles) == len(history.item_ids)
         assert len(answers) == 4
