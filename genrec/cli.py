@@ -10,19 +10,30 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
 import genrec
+from genrec.cli_bench import bench_app
+from genrec.cli_tokenize import tokenize_app
 from genrec.errors import DataError, GenrecError, RecipeError
 from genrec.recipe import split_values
+from genrec.terminal import (
+    DataDir,
+    Force,
+    ModelDir,
+    OutDir,
+    TokenizerDir,
+    Values,
+    err_console,
+    out_console,
+    run_step,
+)
 
 if TYPE_CHECKING:
     from genrec.types import History
@@ -37,26 +48,9 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that ship with genrec.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look around")
-bench_app = typer.Typer(help="The figures behind the speed claims.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", rich_help_panel="Look around")
+app.add_typer(tokenize_app, name="tokenize", rich_help_panel="The six steps")
 
-_out = Console()
-_err = Console(stderr=True)
-
-Values = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RECIPE|KEY=VALUE",
-        help="A recipe (path or shipped name) and values to lay over it.",
-        show_default=False,
-    ),
-]
-OutDir = Annotated[Path, typer.Option("--out", "-o", help="Directory for the artefact.")]
-DataDir = Annotated[Path, typer.Option("--data", help="Output of `genrec data`.")]
-EmbeddingsDir = Annotated[Path, typer.Option("--embeddings", help="Output of `genrec embed`.")]
-TokenizerDir = Annotated[Path, typer.Option("--tokenizer", help="Output of `genrec tokenize`.")]
-ModelDir = Annotated[Path, typer.Option("--model", "-m", help="Output of `genrec train`.")]
-Force = Annotated[bool, typer.Option("--force", help="Run again even if nothing has changed.")]
 STEPS_PANEL, CHAIN_PANEL, LOOK_PANEL = "The six steps", "The whole way", "Look around"
 
 
@@ -67,19 +61,21 @@ def main() -> None:
     try:
         app()
     except GenrecError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err_console.print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
     except BrokenPipeError:  # the reader of our answers went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        _err.print("stopped; run the same command again to go on", highlight=False)
+        err_console.print("stopped; run the same command again to go on", highlight=False)
         sys.exit(130)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _out.print(f"genrec {genrec.__version__}", highlight=False)
+        out_console.print(f"genrec {genrec.__version__}", highlight=False)
         raise typer.Exit
 
 
@@ -95,7 +91,7 @@ def set_up(
     level = logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO
     if sys.stderr.isatty():
         handler: logging.Handler = RichHandler(
-            console=_err, show_path=False, show_level=debug, markup=False
+            console=err_console, show_path=False, show_level=debug, markup=False
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
@@ -106,44 +102,19 @@ def set_up(
     root.propagate = False
 
 
-def _run_step(
-    name: str, values: Sequence[str] | None, inputs: dict[str, Path], out: Path, force: bool
-) -> None:
-    """Run one step of the chain from the directories given, unless its output is up to date."""
-    from genrec.artifact import find_current, load_artifact
-    from genrec.pipeline import STEPS, read_step
-
-    recipe = read_step(name, *split_values(values))
-    step = next(step for step in STEPS if step.name == name)
-    loaded = {role: load_artifact(path, step=role) for role, path in inputs.items()}
-    if not force and find_current(out, step=name, recipe=recipe, inputs=loaded):
-        _out.print(f"{out} is up to date; nothing to do (--force runs it again)", soft_wrap=True)
-        return
-    artifact = step.make(recipe, loaded, out)
-    _out.print(f"{name}: {artifact.path} ({artifact.manifest.seconds:.1f} s)", highlight=False)
-
-
 @app.command(rich_help_panel=STEPS_PANEL)
 def data(out: OutDir, values: Values = None, force: Force = False) -> None:
     """Step 1: raw files to items, interactions and a split.
 
     For example: `genrec data source=amazon2014 reviews=reviews.json.gz -o data`
     """
-    _run_step("data", values, {}, out, force)
+    run_step("data", values, {}, out, force)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
 def embed(data: DataDir, out: OutDir, values: Values = None, force: Force = False) -> None:
     """Step 2: item text to embeddings."""
-    _run_step("embed", values, {"data": data}, out, force)
-
-
-@app.command(rich_help_panel=STEPS_PANEL)
-def tokenize(
-    embeddings: EmbeddingsDir, out: OutDir, values: Values = None, force: Force = False
-) -> None:
-    """Step 3: embeddings to semantic IDs, one for each item and no two alike."""
-    _run_step("tokenize", values, {"embed": embeddings}, out, force)
+    run_step("embed", values, {"data": data}, out, force)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
@@ -151,13 +122,13 @@ def prompts(
     data: DataDir, tokenizer: TokenizerDir, out: OutDir, values: Values = None, force: Force = False
 ) -> None:
     """Step 4: interactions and semantic IDs to instruction data."""
-    _run_step("prompts", values, {"data": data, "tokenize": tokenizer}, out, force)
+    run_step("prompts", values, {"data": data, "tokenize": tokenizer}, out, force)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
 def base(data: DataDir, out: OutDir, values: Values = None, force: Force = False) -> None:
     """Before step 5, if wanted: a small decoder from scratch, pretrained on item text."""
-    _run_step("base", values, {"data": data}, out, force)
+    run_step("base", values, {"data": data}, out, force)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
@@ -177,7 +148,7 @@ def train(
     inputs = {"data": data, "tokenize": tokenizer, "prompts": instructions}
     if base is not None:
         inputs["base"] = base
-    _run_step("train", values, inputs, out, force)
+    run_step("train", values, inputs, out, force)
 
 
 @app.command("eval", rich_help_panel=STEPS_PANEL)
@@ -185,7 +156,7 @@ def evaluate(
     data: DataDir, model: ModelDir, out: OutDir, values: Values = None, force: Force = False
 ) -> None:
     """Step 6: full-catalogue ranking against baselines, with intervals; metrics and a report."""
-    _run_step("eval", values, {"data": data, "train": model}, out, force)
+    run_step("eval", values, {"data": data, "train": model}, out, force)
     _show_metrics(out)
 
 
@@ -193,7 +164,7 @@ def _show_metrics(report: Path) -> None:
     from genrec.tables import build_metrics
 
     metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-    _out.print(build_metrics(metrics), highlight=False)
+    out_console.print(build_metrics(metrics), highlight=False)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
@@ -236,12 +207,12 @@ def recommend(
     request = Request(k, not seen, unknown)
     if form == "table":
         for history, titles, answers in answer_histories(recommender, histories, request):
-            _out.print(build_answers(history, titles, answers), highlight=False)
+            out_console.print(build_answers(history, titles, answers), highlight=False)
         return
     with open_writer(form, output) as writer:
         write_answers(recommender, histories, request, writer, batch_size)
     if output is not None:
-        _out.print(f"{len(histories):,} users: {output}", highlight=False)
+        out_console.print(f"{len(histories):,} users: {output}", highlight=False)
 
 
 def _read_requests(item_ids: list[str] | None, input_file: Path | None) -> list[History]:
@@ -298,7 +269,7 @@ def run(
     made = run_chain(read_chain(name, overrides), out, until=until, force=force)
     if "eval" in made:
         _show_metrics(made["eval"].path)
-        _out.print(f"report: {made['eval'].path / 'report.html'}", highlight=False)
+        out_console.print(f"report: {made['eval'].path / 'report.html'}", highlight=False)
 
 
 @app.command(rich_help_panel=CHAIN_PANEL)
@@ -312,9 +283,9 @@ def quickstart(out: OutDir = Path("runs/quickstart"), values: Values = None) -> 
         raise RecipeError(f"quickstart takes KEY=VALUE only; for {name!r} use `genrec run {name}`")
     run_chain(read_chain("quickstart", overrides), out)
     for history, titles, answers in recommend_samples(out):
-        _out.print(build_answers(history, titles, answers), highlight=False)
+        out_console.print(build_answers(history, titles, answers), highlight=False)
     _show_metrics(out / "report")
-    _out.print(describe_results(out), highlight=False, markup=False)
+    out_console.print(describe_results(out), highlight=False, markup=False)
 
 
 @recipes_app.command("list")
@@ -323,7 +294,7 @@ def list_shipped() -> None:
     from genrec.recipe import list_recipes
     from genrec.tables import build_recipes
 
-    _out.print(build_recipes(list_recipes()))
+    out_console.print(build_recipes(list_recipes()))
 
 
 @recipes_app.command("show")
@@ -344,7 +315,7 @@ def copy_recipe(name: str, target: Path) -> None:
     source = find_recipe(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    _out.print(f"{target}: copied from {source}", highlight=False)
+    out_console.print(f"{target}: copied from {source}", highlight=False)
 
 
 @recipes_app.command("check")
@@ -360,27 +331,11 @@ def check_recipes(names: Annotated[list[str] | None, typer.Argument()] = None) -
             kind = check_recipe(path)
         except GenrecError as error:
             faults += 1
-            _out.print(f"[red]fault[/] {path}\n  {escape(str(error))}", highlight=False)
+            out_console.print(f"[red]fault[/] {path}\n  {escape(str(error))}", highlight=False)
         else:
-            _out.print(f"[green]ok[/]    {kind:10s} {path}", highlight=False)
+            out_console.print(f"[green]ok[/]    {kind:10s} {path}", highlight=False)
     if faults:
         raise typer.Exit(1)
-
-
-@bench_app.command("decode")
-def bench_decode(
-    as_json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
-    items: Annotated[int, typer.Option(help="Size of the random catalogue.")] = 100_000,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-) -> None:
-    """The embedded engine against Hugging Face's constrained beam search."""
-    from genrec.bench.decode import bench_decode as measure
-    from genrec.tables import format_bench
-
-    result = measure(n_items=items, repeats=repeats)
-    if as_json is not None:
-        as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    typer.echo(format_bench(result))
 
 
 @app.command(rich_help_panel=LOOK_PANEL)
@@ -393,8 +348,8 @@ def doctor(
 
     checks = check_installation()
     if as_json:
-        _out.print_json(json.dumps([asdict(check) for check in checks]))
+        out_console.print_json(json.dumps([asdict(check) for check in checks]))
         return
-    _out.print(build_checks(checks))
+    out_console.print(build_checks(checks))
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)

@@ -104,7 +104,10 @@ def _make_embeddings(recipe: EmbedRecipe, inputs: Mapping[str, Artifact], out: P
 def _make_tokenizer(recipe: TokenizeRecipe, inputs: Mapping[str, Artifact], out: Path) -> Artifact:
     from genrec.tokenizers.step import make_tokenizer  # noqa: PLC0415
 
-    return make_tokenizer(recipe, inputs["embed"].path, out)
+    embeddings, data = inputs.get("embed"), inputs.get("data")
+    return make_tokenizer(
+        recipe, embeddings.path if embeddings else None, out, data=data.path if data else None
+    )
 
 
 def _make_instructions(
@@ -149,7 +152,7 @@ def _make_report(recipe: EvalRecipe, inputs: Mapping[str, Artifact], out: Path) 
 STEPS: tuple[Step, ...] = (
     Step("data", "data", (), _make_data),
     Step("embed", "embeddings", ("data",), _make_embeddings),
-    Step("tokenize", "tokenizer", ("embed",), _make_tokenizer),
+    Step("tokenize", "tokenizer", ("data", "embed"), _make_tokenizer),
     Step("prompts", "instructions", ("data", "tokenize"), _make_instructions),
     Step("base", "base", ("data",), _make_base),
     Step("train", "model", ("data", "tokenize", "prompts", "base"), _make_model),

@@ -25,7 +25,7 @@ LAYERS = {
     "recommender": 4,
     "eval": 5, "serve": 5, "batch": 5, "doctor": 5, "bench": 5,
     "pipeline": 6, "tables": 6,
-    "cli": 7,
+    "cli": 7, "cli_bench": 7, "cli_tokenize": 7, "terminal": 7,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ _MOST_ROUNDS = 8
 # Broken up whatever the vocabulary holds: semantic ids, and role markers that some chat models read
 # as plain text (Llama 2's [INST] and <<SYS>>, ChatML's <|im_start|> where it is no token).
 _MARKERS = {
-    "<": (r"[a-z]_\d+>", r"\|[^|<>]{1,60}\|>", r"</?SYS>>", r"/?s>"),
+    "<": (r"[a-z]{1,2}_\d+>", r"\|[^|<>]{1,60}\|>", r"</?SYS>>", r"/?s>"),
     "[": (r"/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]",),
 }
 

@@ -40,11 +40,13 @@ class Assignment:
         codes: (N, L) int32, no two rows alike.
         moved: (N,) bool, True where a row differs from the quantizer's own.
         added_distance: (N,) float64, how much further a moved item is from its codes; 0 elsewhere.
+        codebook_sizes: how many codes each of the L levels has.
     """
 
     codes: CodeArray
     moved: NDArray[np.bool_]
     added_distance: DistanceArray
+    codebook_sizes: tuple[int, ...]
 
 
 def check_capacity(n_items: int, codebook_sizes: Sequence[int]) -> None:
@@ -251,4 +253,4 @@ def _describe_moves(
         for chosen in (codes, unique)
     )
     added[moved] = after - before
-    return Assignment(unique, moved, added)
+    return Assignment(unique, moved, added, tuple(len(book) for book in codebooks))

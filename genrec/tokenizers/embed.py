@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from genrec.artifact import Artifact, load_artifact, write_artifact
 from genrec.errors import ArtifactError, DataError
 from genrec.tokenizers.encoder import build_encoder, encode_with_cache
 from genrec.tokenizers.recipe import EmbedRecipe
 from genrec.tokenizers.vector_cache import default_cache
-from genrec.types import FloatArray
+from genrec.tokenizers.vectors import VectorRows, open_shards, write_shards
 
-VECTORS_FILE = "embeddings.safetensors"
 ITEMS_FILE = "items.parquet"
 _log = logging.getLogger(__name__)
 
@@ -30,12 +27,13 @@ class Embeddings:
     """One vector an item, in the catalogue's order.
 
     Shapes:
-        vectors: (N, D) float32.
+        vectors: (N, D) float32 rows, memory-mapped.
     """
 
     artifact: Artifact
     item_ids: tuple[str, ...]
-    vectors: FloatArray
+    vectors: VectorRows
+    subject: str = "items"
 
 
 def make_embeddings(
@@ -59,7 +57,7 @@ def make_embeddings(
     encoder = build_encoder(recipe)
     with write_artifact(out, step="embed", recipe=recipe, inputs={"data": catalogue}) as work:
         vectors = encode_with_cache(encoder, texts, cache or default_cache(), recipe.shard_items)
-        save_file({"embeddings": vectors}, work.path / VECTORS_FILE)
+        write_shards([vectors], work.path)
         pl.DataFrame({"item_id": item_ids}).write_parquet(work.path / ITEMS_FILE)
         work.facts["items"], work.facts["dimensions"] = vectors.shape
         work.facts["items_without_text"] = sum(not text.strip() for text in texts)
@@ -88,12 +86,13 @@ def load_embeddings(path: Path) -> Embeddings:
     """
     artifact = load_artifact(path, step="embed")
     try:
-        vectors = load_file(artifact.path / VECTORS_FILE)["embeddings"]
         item_ids = pl.read_parquet(artifact.path / ITEMS_FILE)["item_id"].to_list()
-    except (OSError, SafetensorError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{path} cannot be read as embeddings: {error}") from error
+    vectors = open_shards(artifact.path)
     if len(vectors) != len(item_ids):
         raise ArtifactError(
             f"{path} holds {len(vectors):,} vectors for {len(item_ids):,} items; embed again"
         )
-    return Embeddings(artifact, tuple(item_ids), vectors)
+    subject = str(artifact.manifest.facts.get("subject", "items"))
+    return Embeddings(artifact, tuple(item_ids), vectors, subject)

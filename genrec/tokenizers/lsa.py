@@ -20,7 +20,8 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
 from genrec.errors import DataError
-from genrec.tokenizers.recipe import EmbedRecipe, LsaSection
+from genrec.tokenizers.recipe import EmbedRecipe
+from genrec.tokenizers.sections import LsaSection
 from genrec.types import FloatArray
 
 _NOISE = 1e-5

@@ -6,7 +6,7 @@ they reconstruct. Knows arrays only; neither the quantizer nor the file it is ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.tokenizers.assign import Assignment, CodeArray
+from genrec.tokenizers.quantizer import Quantizer
 from genrec.tokenizers.sid_text import LEVEL_LETTERS
+from genrec.tokenizers.vectors import VectorRows, read_chunks
 from genrec.types import FloatArray
 
-SCHEMA = 1
+SCHEMA = 2
+Decode = Callable[[CodeArray], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +28,14 @@ class Vocabulary:
     """Everything that the summary measures, before and after codes were made unique.
 
     Shapes:
-        vectors: (N, D) float32, what was tokenized.
+        vectors: (N, D) float32 rows, what was tokenized; None where codes do not come from vectors.
         raw: (N, L) int32, the quantizer's own codes.
-        decoded_raw: (N, D) float32, vectors back from the raw codes.
-        decoded: (N, D) float32, vectors back from the unique codes.
     """
 
-    vectors: FloatArray
+    vectors: VectorRows | None
     raw: CodeArray
     assignment: Assignment
-    codebook_sizes: tuple[int, ...]
-    decoded_raw: FloatArray
-    decoded: FloatArray
+    quantizer: Quantizer
 
 
 def measure_quality(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def measure_quality(vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "items": len(raw),
-        "identical_vectors": len(raw) - len(np.unique(vocabulary.vectors, axis=0)),
+        "identical_vectors": _count_identical(vocabulary.vectors),
         "collision_rate": {
             "before": measure_collisions(raw),
             "after": measure_collisions(assignment.codes),
@@ -58,18 +57,36 @@ def measure_quality(vocabulary: Vocabulary) -> dict[str, Any]:
         "moved": {
             "items": n_moved,
             "share": n_moved / len(raw),
-            "spilled": int((raw[:, :-1] != assignment.codes[:, :-1]).any(axis=1).sum()),
+            "spilled": int((raw[:, :-1] != assignment.codes[:, : raw.shape[1] - 1]).any(1).sum()),
             "added_distance_total": total,
             "added_distance_mean": total / n_moved if n_moved else 0.0,
         },
         "levels": [
-            _measure_level(level, size, raw[:, level], assignment.codes[:, level])
-            for level, size in enumerate(vocabulary.codebook_sizes)
+            _measure_level(level, size, raw, assignment.codes[:, level])
+            for level, size in enumerate(assignment.codebook_sizes)
         ],
-        "reconstruction": {
-            "before": measure_reconstruction(vocabulary.vectors, vocabulary.decoded_raw),
-            "after": measure_reconstruction(vocabulary.vectors, vocabulary.decoded),
-        },
+        "reconstruction": _measure_both(vocabulary),
+    }
+
+
+def _count_identical(vectors: VectorRows | None) -> int:
+    """How many vectors equal an earlier one, bit by bit; by their hashes, so that none is kept."""
+    if vectors is None:
+        return 0
+    seen: set[int] = set()
+    for _, chunk in read_chunks(vectors):
+        seen.update(hash(row.tobytes()) for row in chunk + 0.0)  # -0.0 becomes 0.0
+    return len(vectors) - len(seen)
+
+
+def _measure_both(vocabulary: Vocabulary) -> dict[str, dict[str, float]] | None:
+    if vocabulary.vectors is None:
+        return None
+    unique = vocabulary.assignment.codes[:, : vocabulary.raw.shape[1]]
+    decode = vocabulary.quantizer.decode_codes
+    return {
+        "before": measure_reconstruction(vocabulary.vectors, vocabulary.raw, decode),
+        "after": measure_reconstruction(vocabulary.vectors, unique, decode),
     }
 
 
@@ -88,11 +105,13 @@ def measure_perplexity(counts: NDArray[np.int64]) -> float:
 
 
 def _measure_level(
-    level: int, size: int, raw: NDArray[np.int32], unique: NDArray[np.int32]
+    level: int, size: int, raw: CodeArray, unique: NDArray[np.int32]
 ) -> dict[str, Any]:
-    before, after = (np.bincount(codes, minlength=size) for codes in (raw, unique))
+    after = np.bincount(unique, minlength=size)
+    # A suffix level is not the quantizer's.
+    before = np.bincount(raw[:, level], minlength=size) if level < raw.shape[1] else after
     return {
-        "level": LEVEL_LETTERS[level],
+        "level": name_level(level),
         "codes": size,
         "used": int((after > 0).sum()),
         "utilisation": float((after > 0).mean()),
@@ -101,34 +120,50 @@ def _measure_level(
     }
 
 
-def measure_reconstruction(vectors: FloatArray, decoded: FloatArray) -> dict[str, float]:
-    """How near decoded vectors are to the true ones.
+def name_level(level: int) -> str:
+    """The letter of a level, or its number where letters do not reach."""
+    return LEVEL_LETTERS[level] if level < len(LEVEL_LETTERS) else str(level + 1)
+
+
+def measure_reconstruction(
+    vectors: VectorRows, codes: CodeArray, decode: Decode
+) -> dict[str, float]:
+    """How near decoded vectors are to the true ones; reads both chunk by chunk.
 
     `error` is the mean squared error of a value, `relative_error` the same as a share of the
     vectors' variance (1: no better than their mean), `cosine` the mean over items.
     """
-    squares = ((vectors - decoded).astype(np.float64) ** 2).mean()
-    variance = float(vectors.astype(np.float64).var(axis=0).mean())
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(decoded, axis=1)
-    products = (vectors * decoded).sum(axis=1)
-    cosine = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    n, width = vectors.shape
+    total, squares = np.zeros(width), np.zeros(width)
+    error = cosine = 0.0
+    shift = np.asarray(vectors[0:1], dtype=np.float64)  # near the mean, so squares do not cancel
+    for start, chunk in read_chunks(vectors):
+        decoded = decode(codes[start : start + len(chunk)])
+        centred = chunk - shift
+        total += centred.sum(axis=0)
+        squares += (centred**2).sum(axis=0)
+        error += float(((chunk - decoded).astype(np.float64) ** 2).sum())
+        lengths = np.linalg.norm(chunk, axis=1) * np.linalg.norm(decoded, axis=1)
+        products = (chunk * decoded).sum(axis=1)
+        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        cosine += float(cosines.sum(dtype=np.float64))
+    variance = float(np.maximum(squares / n - (total / n) ** 2, 0).mean())
+    mean_error = error / (n * width)
     return {
-        "error": float(squares),
-        "relative_error": float(squares / variance) if variance > 0 else 0.0,
-        "cosine": float(cosine.mean(dtype=np.float64)),
+        "error": mean_error,
+        "relative_error": mean_error / variance if variance > 0 else 0.0,
+        "cosine": cosine / n,
     }
 
 
 def format_quality(quality: dict[str, Any]) -> str:
     """The summary as a small table for people."""
     collisions, moved = quality["collision_rate"], quality["moved"]
-    after = quality["reconstruction"]["after"]
     lines = [
         f"{quality['items']:,} items, collisions {collisions['before']:.2%} before and "
         f"{collisions['after']:.2%} after; {moved['items']:,} items moved ({moved['share']:.2%}), "
         f"{moved['spilled']:,} of them to another prefix",
-        f"reconstruction: cosine {after['cosine']:.4f}, "
-        f"relative error {after['relative_error']:.4f}",
+        *_format_reconstruction(quality["reconstruction"]),
         "level  codes   used  utilisation  perplexity",
     ]
     rows: Sequence[dict[str, Any]] = quality["levels"]
@@ -138,3 +173,13 @@ def format_quality(quality: dict[str, Any]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def _format_reconstruction(measured: dict[str, dict[str, float]] | None) -> list[str]:
+    if measured is None:
+        return []
+    after = measured["after"]
+    return [
+        f"reconstruction: cosine {after['cosine']:.4f}, "
+        f"relative error {after['relative_error']:.4f}"
+    ]

@@ -1,22 +1,26 @@
 """What a quantizer is, and which there are.
 
-Owns the Protocol that every quantizer meets and the dict that names them. Knows neither items nor
-uniqueness: two vectors may get the same codes here.
+Owns the Protocol that every quantizer meets and the dict that names them. Knows nothing of
+uniqueness: two items may get the same codes here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genrec.errors import DataError
 from genrec.recipe import find_choice
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.inputs import VECTORS, FitInput
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.rqkmeans import RqKMeans
 from genrec.tokenizers.rqvae import RqVae
+from genrec.tokenizers.vectors import VectorRows, read_chunks
 from genrec.types import FloatArray
 
 LossHistory = list[dict[str, float]]
@@ -24,40 +28,48 @@ LossHistory = list[dict[str, float]]
 
 
 class Quantizer(Protocol):
-    """Vectors to codes and back, by adding one codebook row a level.
+    """Items to codes.
+
+    Most quantize a vector: its latent is near the sum of one codebook row a level. The controls of
+    P5 and OpenP5 name items without vectors: they have no codebooks, and their codes are unique.
 
     Shapes:
-        vectors: (N, D) float32.
-        latents: (N, d) float32; near the sum of the item's codebook rows.
-        codes: (N, L) int32.
+        vectors: (n, D) float32.
+        latents: (n, d) float32.
+        codes: (n, L) int32.
     """
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes each level has; final once fitted or restored."""
+        ...
+
+    @property
     def codebooks(self) -> tuple[FloatArray, ...]:
-        """One codebook (K, d) a level, as fitted."""
+        """One codebook (K, d) a level, as fitted; none where codes do not come from vectors."""
         ...
 
-    def fit_vectors(self, vectors: FloatArray) -> LossHistory:
-        """Learn the codebooks; the loss as it fell."""
+    def fit(self, given: FitInput) -> LossHistory:
+        """Learn from the items; the loss as it fell."""
         ...
 
-    def project_vectors(self, vectors: FloatArray) -> FloatArray:
-        """The latents that the codebooks quantize."""
+    def encode(self, given: FitInput) -> CodeArray:
+        """The codes of each item, which others may share where there are codebooks."""
         ...
 
-    def encode_vectors(self, vectors: FloatArray) -> CodeArray:
-        """The codes of each vector, which other vectors may share."""
+    def project(self, given: FitInput) -> FloatArray:
+        """The latents (N, d) that the codebooks quantize, each near the sum of its codes' rows."""
         ...
 
     def decode_codes(self, codes: CodeArray) -> FloatArray:
         """The vectors that codes stand for."""
         ...
 
-    def list_weights(self) -> dict[str, FloatArray]:
+    def list_weights(self) -> dict[str, NDArray[Any]]:
         """Everything that was learned, by name."""
         ...
 
-    def restore_weights(self, weights: dict[str, FloatArray]) -> None:
+    def restore_weights(self, weights: dict[str, NDArray[Any]]) -> None:
         """Take over what `list_weights` gave.
 
         Raises:
@@ -66,9 +78,45 @@ class Quantizer(Protocol):
         ...
 
 
+@runtime_checkable
+class SpellsCodes(Protocol):
+    """A quantizer whose codes are words already, and need no tokens of their own."""
+
+    def spell_codes(self, codes: CodeArray) -> list[str]:
+        """The text of each row of codes (N, L)."""
+        ...
+
+
 QuantizerMaker = Callable[[TokenizeRecipe, int], Quantizer]
 
-QUANTIZERS: dict[str, QuantizerMaker] = {"rqvae": RqVae, "rqkmeans": RqKMeans}
+
+@dataclass(frozen=True, slots=True)
+class QuantizerKind:
+    """How a quantizer is made (from the recipe and D), and what it cannot do without."""
+
+    make: QuantizerMaker
+    find_needs: Callable[[TokenizeRecipe], frozenset[str]]
+
+
+def _need_vectors(recipe: TokenizeRecipe) -> frozenset[str]:
+    del recipe
+    return frozenset({VECTORS})
+
+
+QUANTIZERS: dict[str, QuantizerKind | QuantizerMaker] = {
+    "rqvae": QuantizerKind(RqVae, _need_vectors),
+    "rqkmeans": QuantizerKind(RqKMeans, _need_vectors),
+}
+
+
+def find_quantizer(recipe: TokenizeRecipe) -> QuantizerKind:
+    """The kind of quantizer that the recipe names; a plug-in is taken to need vectors.
+
+    Raises:
+        RecipeError: an unknown name.
+    """
+    found = find_choice("quantizer", recipe.quantizer, QUANTIZERS)
+    return found if isinstance(found, QuantizerKind) else QuantizerKind(found, _need_vectors)
 
 
 def build_quantizer(recipe: TokenizeRecipe, dimensions: int) -> Quantizer:
@@ -76,16 +124,16 @@ def build_quantizer(recipe: TokenizeRecipe, dimensions: int) -> Quantizer:
 
     Args:
         recipe: its name and values.
-        dimensions: D, the width of the vectors.
+        dimensions: D, the width of the vectors; 0 where there are none.
 
     Raises:
         RecipeError: an unknown name.
     """
-    return find_choice("quantizer", recipe.quantizer, QUANTIZERS)(recipe, dimensions)
+    return find_quantizer(recipe).make(recipe, dimensions)
 
 
-def check_vectors(vectors: FloatArray, source: str, dimensions: int | None = None) -> None:
-    """Raise unless the vectors can be quantized.
+def check_vectors(vectors: VectorRows, source: str, dimensions: int | None = None) -> None:
+    """Raise unless the vectors can be quantized; reads them once, chunk by chunk.
 
     Args:
         vectors: one row an item.
@@ -95,14 +143,18 @@ def check_vectors(vectors: FloatArray, source: str, dimensions: int | None = Non
     Raises:
         DataError: no row, another width, or rows with NaN or infinity, which are named.
     """
-    if vectors.ndim != 2 or 0 in vectors.shape:  # noqa: PLR2004
+    if len(vectors.shape) != 2 or 0 in vectors.shape:  # noqa: PLR2004
         raise DataError(f"{source} must hold one vector an item, but has shape {vectors.shape}")
     if dimensions is not None and vectors.shape[1] != dimensions:
         raise DataError(
             f"{source} holds vectors of {vectors.shape[1]} dimensions, but the tokenizer was "
             f"fitted to {dimensions}; embed these items with the same recipe"
         )
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    found = [
+        start + np.flatnonzero(~np.isfinite(chunk).all(axis=1))
+        for start, chunk in read_chunks(vectors)
+    ]
+    bad = np.concatenate(found)
     if bad.size:
         shown = ", ".join(str(row) for row in bad[:10]) + (", ..." if bad.size > 10 else "")  # noqa: PLR2004
         raise DataError(

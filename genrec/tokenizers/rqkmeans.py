@@ -17,7 +17,9 @@ from sklearn.cluster import KMeans
 from genrec.errors import ArtifactError
 from genrec.progress import track_progress
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.inputs import FitInput
 from genrec.tokenizers.recipe import TokenizeRecipe
+from genrec.tokenizers.vectors import read_chunks
 from genrec.types import FloatArray
 
 _CHUNK_ITEMS = 8192
@@ -35,13 +37,18 @@ class RqKMeans:
         )
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The recipe's."""
+        return self._recipe.codebook_sizes
+
+    @property
     def codebooks(self) -> tuple[FloatArray, ...]:
         """One codebook (K, D) a level, as fitted."""
         return self._codebooks
 
-    def fit_vectors(self, vectors: FloatArray) -> list[dict[str, float]]:
+    def fit(self, given: FitInput) -> list[dict[str, float]]:
         """Cluster the residuals level by level; the mean squared error left after each."""
-        residual = vectors.astype(np.float32, copy=True)
+        residual = np.array(given.rows[:], dtype=np.float32)
         books: list[FloatArray] = []
         history = []
         sizes = self._recipe.codebook_sizes
@@ -70,17 +77,19 @@ class RqKMeans:
         centres: FloatArray = found.cluster_centers_.astype(np.float32)
         return centres
 
-    def project_vectors(self, vectors: FloatArray) -> FloatArray:
+    def project(self, given: FitInput) -> FloatArray:
         """The vectors themselves."""
-        return vectors
+        return np.asarray(given.rows[:], dtype=np.float32)
 
-    def encode_vectors(self, vectors: FloatArray) -> CodeArray:
+    def encode(self, given: FitInput) -> CodeArray:
         """At each level the code nearest to what is left."""
-        residual = vectors.astype(np.float32, copy=True)
-        codes = np.empty((len(vectors), len(self._codebooks)), dtype=np.int32)
-        for level, book in enumerate(self._codebooks):
-            codes[:, level] = _find_nearest(residual, book)
-            residual -= book[codes[:, level]]
+        codes = np.empty((given.n_items, len(self._codebooks)), dtype=np.int32)
+        for start, chunk in read_chunks(given.rows):
+            residual = chunk.copy()
+            for level, book in enumerate(self._codebooks):
+                nearest = _find_nearest(residual, book)
+                codes[start : start + len(chunk), level] = nearest
+                residual -= book[nearest]
         return codes
 
     def decode_codes(self, codes: CodeArray) -> FloatArray:

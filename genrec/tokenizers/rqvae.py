@@ -25,7 +25,10 @@ from vector_quantize_pytorch import ResidualVQ
 from genrec.errors import ArtifactError
 from genrec.progress import show_progress
 from genrec.tokenizers.assign import CodeArray
-from genrec.tokenizers.recipe import RqVaeSection, TokenizeRecipe
+from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.recipe import TokenizeRecipe
+from genrec.tokenizers.sections import RqVaeSection
+from genrec.tokenizers.vectors import read_chunks
 from genrec.types import FloatArray
 
 _CHUNK_ITEMS = 8192
@@ -109,35 +112,46 @@ class RqVae:
             self._network = RqVaeNetwork(dimensions, recipe.codebook_sizes, self._values).eval()
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The recipe's."""
+        return self._recipe.codebook_sizes
+
+    @property
     def codebooks(self) -> tuple[FloatArray, ...]:
         """One codebook (K, d) a level, as fitted."""
         rows = self._network.codebook_rows()
         return tuple(book.detach().cpu().numpy().astype(np.float32) for book in rows)
 
-    def fit_vectors(self, vectors: FloatArray) -> list[dict[str, float]]:
+    def fit(self, given: FitInput) -> list[dict[str, float]]:
         """Train until held-out items stop improving, keep the best; losses by epoch.
 
         With the same seed, machine and number of threads the result is the same, bit by bit.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self._recipe.seed)
-            trainer = _Trainer(self._network, torch.from_numpy(vectors), self._values)
+            vectors = torch.from_numpy(np.array(given.rows[:]))
+            trainer = _Trainer(self._network, vectors, self._values)
             history = trainer.train()
         self._network.eval()
         return history
 
-    def project_vectors(self, vectors: FloatArray) -> FloatArray:
+    def project(self, given: FitInput) -> FloatArray:
         """The encoder's latents, (N, d)."""
         with torch.inference_mode():
-            chunks = [self._network.encode_latents(chunk) for chunk in _split_rows(vectors)]
+            chunks = [
+                self._network.encode_latents(torch.from_numpy(chunk))
+                for _, chunk in read_chunks(given.rows)
+            ]
         return torch.cat(chunks).numpy()
 
-    def encode_vectors(self, vectors: FloatArray) -> CodeArray:
+    def encode(self, given: FitInput) -> CodeArray:
         """At each level the code nearest to what the levels before left over."""
         with torch.inference_mode():
             codes = [
-                self._network.quantize_latents(self._network.encode_latents(chunk))[1]
-                for chunk in _split_rows(vectors)
+                self._network.quantize_latents(
+                    self._network.encode_latents(torch.from_numpy(chunk))
+                )[1]
+                for _, chunk in read_chunks(given.rows)
             ]
         return torch.cat(codes).numpy().astype(np.int32)
 

@@ -15,7 +15,8 @@ import torch
 
 from genrec.errors import ModelError
 from genrec.recipe import expand_path
-from genrec.tokenizers.recipe import EmbedRecipe, SentenceSection
+from genrec.tokenizers.recipe import EmbedRecipe
+from genrec.tokenizers.sections import SentenceSection
 from genrec.types import FloatArray
 
 

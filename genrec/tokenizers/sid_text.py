@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from genrec.errors import CapacityError, DataError
 
 LEVEL_LETTERS = string.ascii_lowercase
-_TOKEN = re.compile(r"<([a-z])_(0|[1-9][0-9]*)>")
+USER_PREFIX = "u"
+"""Put before a level's letter in a user's ID, `<ua_12>`, so that it is no item's."""
+_TOKEN = re.compile(r"<([a-z]?)([a-z])_(0|[1-9][0-9]*)>")
 
 
 def check_levels(n_levels: int) -> None:
@@ -28,8 +30,13 @@ def check_levels(n_levels: int) -> None:
         )
 
 
-def format_token(level: int, code: int) -> str:
+def format_token(level: int, code: int, prefix: str = "") -> str:
     """The token of a code at a level, counted from 0: `format_token(1, 7)` is `<b_7>`.
+
+    Args:
+        level: from 0.
+        code: from 0.
+        prefix: empty for items, `USER_PREFIX` for users.
 
     Raises:
         CapacityError: a level outside the alphabet, or a negative code.
@@ -37,20 +44,20 @@ def format_token(level: int, code: int) -> str:
     check_levels(level + 1)
     if code < 0:
         raise CapacityError(f"code {code} at level {level} is negative; codes count from 0")
-    return f"<{LEVEL_LETTERS[level]}_{code}>"
+    return f"<{prefix}{LEVEL_LETTERS[level]}_{code}>"
 
 
-def format_sid(codes: Sequence[int]) -> str:
+def format_sid(codes: Sequence[int], prefix: str = "") -> str:
     """The text of a code sequence: `[12, 7]` is `<a_12><b_7>`.
 
     Raises:
         CapacityError: no code, more codes than letters, or a negative code.
     """
     check_levels(len(codes))
-    return "".join(format_token(level, int(code)) for level, code in enumerate(codes))
+    return "".join(format_token(level, int(code), prefix) for level, code in enumerate(codes))
 
 
-def parse_sid(text: str) -> tuple[int, ...]:
+def parse_sid(text: str, prefix: str = "") -> tuple[int, ...]:
     """The codes that a semantic ID spells; `format_sid` writes exactly this text again.
 
     Raises:
@@ -59,10 +66,10 @@ def parse_sid(text: str) -> tuple[int, ...]:
     codes = []
     end = 0
     for level, match in enumerate(_TOKEN.finditer(text)):
-        in_order = level < len(LEVEL_LETTERS) and match.group(1) == LEVEL_LETTERS[level]
-        if match.start() != end or not in_order:
+        wanted = (prefix, LEVEL_LETTERS[level]) if level < len(LEVEL_LETTERS) else None
+        if match.start() != end or match.group(1, 2) != wanted:
             break
-        codes.append(int(match.group(2)))
+        codes.append(int(match.group(3)))
         end = match.end()
     if end != len(text) or not codes:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The `tokenize` step: vectors to a `tokenizer/` artefact.
+"""The `tokenize` step: items to a `tokenizer/` artefact.
 
 Owns the order of the work: fit, encode, make unique, measure, write. Knows no quantizer's inside.
 """
@@ -6,74 +6,154 @@ Owns the order of the work: fit, encode, make unique, measure, write. Knows no q
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from genrec.artifact import Artifact, write_artifact
 from genrec.manifest import write_json
-from genrec.tokenizers.assign import assign_unique, check_capacity
-from genrec.tokenizers.embed import load_embeddings
+from genrec.tokenizers.assign import Assignment, CodeArray, check_capacity
+from genrec.tokenizers.inputs import FitInput, read_input
 from genrec.tokenizers.quality import Vocabulary, format_quality, measure_quality
-from genrec.tokenizers.quantizer import build_quantizer, check_vectors
+from genrec.tokenizers.quantizer import (
+    LossHistory,
+    Quantizer,
+    SpellsCodes,
+    build_quantizer,
+    check_vectors,
+    find_quantizer,
+)
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
-from genrec.types import FloatArray
+from genrec.tokenizers.tokenizer_files import Fitted
+from genrec.tokenizers.unique import Collisions, keep_codes, make_unique
 
 QUALITY_FILE = "quality.json"
 HISTORY_FILE = "history.json"
 _log = logging.getLogger(__name__)
 
 
-def make_tokenizer(recipe: TokenizeRecipe, embeddings: Path, out: Path) -> Artifact:
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A fitted tokenizer with its quality summary and loss history."""
+
+    tokenizer: SemanticIdTokenizer
+    quality: dict[str, Any]
+    history: LossHistory
+
+
+def make_tokenizer(
+    recipe: TokenizeRecipe, embeddings: Path | None, out: Path, *, data: Path | None = None
+) -> Artifact:
     """The `tokenizer/` artefact: a fitted quantizer, and codes of its own for every item.
 
+    Args:
+        recipe: quantizer, codebooks and policy.
+        embeddings: an `embeddings/` artefact; None for a quantizer that needs no vectors.
+        out: the directory to write.
+        data: a `data/` artefact, for quantizers that look at interactions, titles or domains.
+
     Raises:
-        ArtifactError: `embeddings` is no complete artefact, or `out` cannot be written.
+        ArtifactError: an input is no complete artefact, or `out` cannot be written.
         CapacityError: more items than the codebooks can name.
-        DataError: vectors that are not finite.
+        DataError: vectors that are not finite, or an input that the quantizer needs is missing.
         RecipeError: an unknown quantizer.
     """
-    source = load_embeddings(embeddings)
-    check_vectors(source.vectors, str(embeddings))
-    check_capacity(len(source.item_ids), recipe.codebook_sizes)
-    inputs = {"embed": source.artifact}
-    with write_artifact(out, step="tokenize", recipe=recipe, inputs=inputs) as work:
-        tokenizer, quality, history = fit_tokenizer(recipe, source.item_ids, source.vectors)
-        tokenizer.save_pretrained(work.path)
-        write_json(work.path / QUALITY_FILE, quality)
-        write_json(work.path / HISTORY_FILE, history)
-        work.facts["items"] = tokenizer.n_items
-        work.facts["n_levels"] = tokenizer.n_levels
-        work.facts["codebook_sizes"] = list(tokenizer.codebook_sizes)
-        work.facts["collision_rate"] = quality["collision_rate"]
-    _log.info("tokenize: %s", format_quality(quality))
+    needs = find_quantizer(recipe).find_needs(recipe)
+    given = read_input(needs, embeddings, data, who=recipe.quantizer)
+    check_input(recipe, given, str(embeddings))
+    with write_artifact(out, step="tokenize", recipe=recipe, inputs=given.artifacts) as work:
+        result = fit_tokenizer(recipe, given)
+        write_result(result, work.path)
+        work.facts.update(describe_tokenizer(result.tokenizer, result.quality))
+    _log.info("tokenize: %s", format_quality(result.quality))
     return work.artifact
 
 
-def fit_tokenizer(
-    recipe: TokenizeRecipe, item_ids: tuple[str, ...], vectors: FloatArray
-) -> tuple[SemanticIdTokenizer, dict[str, object], list[dict[str, float]]]:
-    """A tokenizer fitted to vectors in memory, its quality summary and its loss history.
+def write_result(result: FitResult, folder: Path) -> None:
+    """Write the tokenizer, its quality summary and its loss history."""
+    result.tokenizer.save_pretrained(folder)
+    write_json(folder / QUALITY_FILE, result.quality)
+    write_json(folder / HISTORY_FILE, result.history)
 
-    Shapes:
-        vectors: (N, D) float32, row i for `item_ids[i]`.
+
+def describe_tokenizer(tokenizer: SemanticIdTokenizer, quality: dict[str, Any]) -> dict[str, Any]:
+    """The facts that the manifest keeps of a tokenizer."""
+    return {
+        "items": tokenizer.n_items,
+        "subject": tokenizer.fitted.subject,
+        "n_levels": tokenizer.n_levels,
+        "codebook_sizes": list(tokenizer.codebook_sizes),
+        "collision_rate": quality["collision_rate"],
+        "version": tokenizer.lineage.version,
+    }
+
+
+def check_input(recipe: TokenizeRecipe, given: FitInput, source: str) -> None:
+    """Raise unless the items can be tokenized by this recipe; before any long work.
+
+    Raises:
+        CapacityError: more items than the codebooks can name.
+        DataError: vectors that are not finite.
     """
-    check_vectors(vectors, "the vectors to tokenize")
-    check_capacity(len(item_ids), recipe.codebook_sizes)
-    quantizer = build_quantizer(recipe, vectors.shape[1])
-    history = quantizer.fit_vectors(vectors)
-    raw = quantizer.encode_vectors(vectors)
-    assignment = assign_unique(quantizer.project_vectors(vectors), raw, quantizer.codebooks)
+    if given.vectors is not None:
+        check_vectors(given.vectors, source)
+    # A suffix makes room for any number of items; a quantizer without codebooks checks itself.
+    if recipe.unique != "suffix" and build_quantizer(recipe, given.dimensions).codebooks:
+        check_capacity(given.n_items, recipe.codebook_sizes)
+
+
+def fit_tokenizer(recipe: TokenizeRecipe, given: FitInput) -> FitResult:
+    """A tokenizer fitted to items in memory or memory-mapped.
+
+    Raises:
+        CapacityError: more items than the codebooks can name.
+        DataError: vectors that are not finite.
+    """
+    check_input(recipe, given, "the vectors to tokenize")
+    quantizer = build_quantizer(recipe, given.dimensions)
+    history = quantizer.fit(given)
+    raw = quantizer.encode(given)
+    assignment = separate_items(recipe, quantizer, given, raw)
     quality = measure_quality(
         Vocabulary(
-            vectors=vectors,
+            vectors=given.vectors if quantizer.codebooks else None,
             raw=raw,
             assignment=assignment,
-            codebook_sizes=recipe.codebook_sizes,
-            decoded_raw=quantizer.decode_codes(raw),
-            decoded=quantizer.decode_codes(assignment.codes),
+            quantizer=quantizer,
         )
     )
-    tokenizer = SemanticIdTokenizer(
-        item_ids, assignment.codes, recipe, quantizer.list_weights(), vectors.shape[1]
+    fitted = Fitted(
+        recipe,
+        quantizer.list_weights(),
+        given.dimensions,
+        assignment.codebook_sizes,
+        given.subject,
     )
-    return tokenizer, quality, history
+    sids = quantizer.spell_codes(raw) if isinstance(quantizer, SpellsCodes) else None
+    tokenizer = SemanticIdTokenizer(
+        given.item_ids,
+        assignment.codes,
+        fitted,
+        raw_codes=raw,
+        sids=sids,
+    )
+    return FitResult(tokenizer, quality, history)
+
+
+def separate_items(
+    recipe: TokenizeRecipe, quantizer: Quantizer, given: FitInput, raw: CodeArray
+) -> Assignment:
+    """The quantizer's codes made unique by the recipe's policy; kept where there are no codebooks.
+
+    Raises:
+        CapacityError: there is no room for every item.
+    """
+    if not quantizer.codebooks:
+        return keep_codes(raw, quantizer.codebook_sizes)
+    collisions = Collisions(
+        codes=raw,
+        codebooks=quantizer.codebooks,
+        read_latents=lambda rows: quantizer.project(given.select_items(rows)),
+    )
+    return make_unique(recipe.unique, collisions, recipe.uniqueness)

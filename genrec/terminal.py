@@ -1,0 +1,54 @@
+"""What every command of the command line shares: consoles, options, and how a step is run.
+
+Owns the two consoles and the options that several commands take. Knows no command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from genrec.recipe import split_values
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+Values = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE|KEY=VALUE",
+        help="A recipe (path or shipped name) and values to lay over it.",
+        show_default=False,
+    ),
+]
+OutDir = Annotated[Path, typer.Option("--out", "-o", help="Directory for the artefact.")]
+DataDir = Annotated[Path, typer.Option("--data", help="Output of `genrec data`.")]
+EmbeddingsDir = Annotated[Path, typer.Option("--embeddings", help="Output of `genrec embed`.")]
+TokenizerDir = Annotated[Path, typer.Option("--tokenizer", help="Output of `genrec tokenize`.")]
+ModelDir = Annotated[Path, typer.Option("--model", "-m", help="Output of `genrec train`.")]
+Force = Annotated[bool, typer.Option("--force", help="Run again even if nothing has changed.")]
+
+
+def run_step(
+    name: str, values: Sequence[str] | None, inputs: dict[str, Path], out: Path, force: bool
+) -> None:
+    """Run one step of the chain from the directories given, unless its output is up to date."""
+    from genrec.artifact import find_current, load_artifact
+    from genrec.pipeline import STEPS, read_step
+
+    recipe = read_step(name, *split_values(values))
+    step = next(step for step in STEPS if step.name == name)
+    loaded = {role: load_artifact(path, step=role) for role, path in inputs.items()}
+    if not force and find_current(out, step=name, recipe=recipe, inputs=loaded):
+        out_console.print(
+            f"{out} is up to date; nothing to do (--force runs it again)", soft_wrap=True
+        )
+        return
+    artifact = step.make(recipe, loaded, out)
+    out_console.print(
+        f"{name}: {artifact.path} ({artifact.manifest.seconds:.1f} s)", highlight=False
+    )
