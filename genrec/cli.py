@@ -12,11 +12,12 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
+from typer.core import TyperGroup
 
 import genrec
 from genrec.cli_bench import bench_app
@@ -38,8 +39,22 @@ from genrec.terminal import (
 if TYPE_CHECKING:
     from genrec.types import History
 
+_STEP_ORDER = ("data", "embed", "tokenize")
+"""Commands that `--help` shows first; a group of commands would otherwise come last."""
+
+
+class _StepsInOrder(TyperGroup):
+    """The command line's top, its steps shown in the order in which they are run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands, the first steps first."""
+        names = super().list_commands(ctx)
+        return [*_STEP_ORDER, *(name for name in names if name not in _STEP_ORDER)]
+
+
 app = typer.Typer(
     name="genrec",
+    cls=_StepsInOrder,
     help="LLM-based generative recommendation: from raw files to item ids that exist.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -27,8 +27,8 @@ class _FitByDefault(TyperGroup):
 
 tokenize_app = typer.Typer(
     cls=_FitByDefault,
-    help="Step 3: embeddings to semantic IDs, one for each item and no two alike. "
-    "`genrec tokenize RECIPE ...` is short for `genrec tokenize fit RECIPE ...`.",
+    help="Step 3: embeddings to semantic IDs, one for each item and no two alike.",
+    epilog="`genrec tokenize RECIPE ...` is short for `genrec tokenize fit RECIPE ...`.",
     no_args_is_help=True,
 )
 

@@ -55,7 +55,8 @@ VectorRows = FloatArray | ShardedVectors
 def read_chunks(vectors: VectorRows, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, FloatArray]]:
     """The first row's number and the rows themselves, `rows` at a time, in order."""
     for start in range(0, len(vectors), rows):
-        yield start, np.asarray(vectors[start : start + rows], dtype=np.float32)
+        # A copy, since a map of a file is read-only, which torch warns of.
+        yield start, np.array(vectors[start : start + rows], dtype=np.float32)
 
 
 def write_shards(

@@ -12,6 +12,7 @@ import pytest
 from genrec.artifact import load_artifact
 from genrec.errors import ArtifactError, CapacityError, DataError
 from genrec.tokenizers.embed import make_embeddings
+from genrec.tokenizers.inputs import FitInput
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer, make_tokenizer
@@ -91,7 +92,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     def fill_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genrec.tokenizers.semantic_id.save_file", fill_disk)
+    monkeypatch.setattr("genrec.tokenizers.tokenizer_files.save_file", fill_disk)
     with pytest.raises(ArtifactError, match="the disk is full"):
         make_tokenizer(RECIPE, embeddings, tmp_path / "out")
     with pytest.raises(ArtifactError):
@@ -112,8 +113,9 @@ def test_real_items_get_unique_codes(find_real_data: Callable[[str], Path]) -> N
         {"codebook_sizes": [128, 128, 128], "rqvae": {"max_epochs": 50}}
     )
     item_ids = tuple(str(value) for value in items["item_id"])
-    tokenizer, quality, _ = fit_tokenizer(recipe, item_ids, vectors)
-    assert len(set(tokenizer.sids)) == len(item_ids)
+    result = fit_tokenizer(recipe, FitInput(item_ids, vectors))
+    quality = result.quality
+    assert len(set(result.tokenizer.sids)) == len(item_ids)
     assert quality["collision_rate"]["before"] < 0.5
     assert all(level["utilisation"] > 0.9 for level in quality["levels"])
     assert quality["reconstruction"]["after"]["cosine"] > 0.7
