@@ -23,7 +23,7 @@ class TrainBatch:
         rows: (n,) int64, which items these are.
         latents: (n, d), the encoder's output, with its gradient.
         quantized: (n, d), the sum of the codes' rows; its gradient goes on to the encoder.
-        codes: (n, L) int64.
+        codes: (n, L) int64; -1 at levels that quantize dropout left out.
         codebooks: L tensors (K, d); with a gradient where codebooks learn by gradient.
     """
 

@@ -1,115 +1,70 @@
 """RQ-VAE: an autoencoder whose latent is a sum of codes, one from each level.
 
-Owns the network, its training and the greedy encoding. Knows neither items nor uniqueness.
+Owns fitting, encoding and the weights. Knows neither uniqueness nor how the network is trained.
 
-Source: TIGER (Rajput et al. 2023, section 3.1) and LC-Rec (Zheng et al. 2024, section 3.2.1).
-Unlike both, codes follow moving averages instead of gradients, unused codes restart, and k-means
-places the codes only after some epochs as a plain autoencoder, when latents mean something.
+Source: TIGER (Rajput et al. 2023, section 3.1) and LC-Rec (Zheng et al. 2024, section 3.2.1); the
+modules of network, codes and training say where they differ.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
-from vector_quantize_pytorch import ResidualVQ
+from torch import Tensor
 
 from genrec.errors import ArtifactError
-from genrec.progress import show_progress
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.device import check_device, find_device
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.losses import LossMaker
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.sections import RqVaeSection
-from genrec.tokenizers.vectors import read_chunks
+from genrec.tokenizers.rqvae_codes import ResidualCodes, find_codes
+from genrec.tokenizers.rqvae_network import CodeLayer, Fusion, RqVaeNetwork
+from genrec.tokenizers.rqvae_rows import TrainingRows
+from genrec.tokenizers.rqvae_trainer import RqVaeTrainer
+from genrec.tokenizers.vectors import CHUNK_ROWS, read_chunks
 from genrec.types import FloatArray
 
-_CHUNK_ITEMS = 8192
-_FEWEST_TO_HOLD_OUT = 20
-_LEAST_GAIN = 1e-3
-_JITTER = 1e-4
-_log = logging.getLogger(__name__)
-
-
-class RqVaeNetwork(nn.Module):
-    """Encoder, residual quantizer and decoder, on vectors centred and scaled to unit variance."""
-
-    center: Tensor
-    scale: Tensor
-
-    def __init__(
-        self, dimensions: int, codebook_sizes: Sequence[int], values: RqVaeSection
-    ) -> None:
-        """Random weights; codebooks are placed by k-means at their first batch."""
-        super().__init__()
-        sizes = (dimensions, *values.hidden_sizes, values.latent_size)
-        self.encoder = _stack_layers(sizes)
-        self.decoder = _stack_layers(sizes[::-1])
-        self.quantizer = ResidualVQ(
-            dim=values.latent_size,
-            codebook_size=tuple(codebook_sizes),
-            kmeans_init=True,
-            kmeans_iters=values.kmeans_iterations,
-            decay=values.codebook_decay,
-            commitment_weight=values.commitment,
-            rotation_trick=values.rotation_trick,
-        )
-        self.register_buffer("center", torch.zeros(dimensions))
-        self.register_buffer("scale", torch.ones(()))
-
-    def encode_latents(self, vectors: Tensor) -> Tensor:
-        """(n, D) vectors to (n, d) latents."""
-        latents: Tensor = self.encoder((vectors - self.center) / self.scale)
-        return latents
-
-    def quantize_latents(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, d) latents to their quantized selves, (n, L) codes and the commitment loss."""
-        quantized, codes, losses = self.quantizer(latents[None])
-        return quantized[0], codes[0], losses.sum()
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """(n, d) latents to (n, D) vectors."""
-        vectors: Tensor = self.decoder(latents) * self.scale + self.center
-        return vectors
-
-    def measure_error(self, vectors: Tensor, latents: Tensor) -> Tensor:
-        """The mean squared error of what latents decode to, as a share of the data's variance."""
-        return functional.mse_loss(self.decode_latents(latents), vectors) / self.scale**2
-
-    def codebook_rows(self) -> list[Tensor]:
-        """One codebook (K, d) a level."""
-        return [layer.codebook for layer in self.quantizer.layers]
-
-
-def _stack_layers(sizes: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _split_rows(rows: NDArray[Any]) -> Iterator[Tensor]:
-    for start in range(0, len(rows), _CHUNK_ITEMS):
-        yield torch.from_numpy(rows[start : start + _CHUNK_ITEMS])
+_DEVICE_KEY = "rqvae.device"
+_CHUNK_VALUES = 1 << 24
 
 
 class RqVae:
     """The quantizer that the recipe's `rqvae` section describes."""
 
-    def __init__(self, recipe: TokenizeRecipe, dimensions: int) -> None:
-        """A network with random weights drawn from the recipe's seed."""
+    def __init__(
+        self,
+        recipe: TokenizeRecipe,
+        dimensions: int,
+        make_losses: LossMaker | None = None,
+        *,
+        make_codes: Callable[[TokenizeRecipe], CodeLayer] = ResidualCodes,
+        make_fusion: Callable[[], Fusion] | None = None,
+    ) -> None:
+        """A network with random weights drawn from the recipe's seed.
+
+        Args:
+            recipe: sizes and schedule.
+            dimensions: D.
+            make_losses: further losses to train with.
+            make_codes: the codes in the network's middle.
+            make_fusion: what joins vectors with more, before the encoder.
+
+        Raises:
+            RecipeError: a device that has no such name.
+        """
         self._recipe = recipe
-        self._values = recipe.rqvae
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            self._network = RqVaeNetwork(dimensions, recipe.codebook_sizes, self._values).eval()
+        self._make_losses = make_losses
+        check_device(recipe.rqvae.device, _DEVICE_KEY)
+        with _seed_torch(recipe.seed, torch.device("cpu")):
+            fusion = make_fusion() if make_fusion else None
+            codes = make_codes(recipe)
+            self._network = RqVaeNetwork(dimensions, codes, recipe.rqvae, fusion).eval()
+        self._exact: RqVaeNetwork | None = None
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -119,56 +74,69 @@ class RqVae:
     @property
     def codebooks(self) -> tuple[FloatArray, ...]:
         """One codebook (K, d) a level, as fitted."""
-        rows = self._network.codebook_rows()
-        return tuple(book.detach().cpu().numpy().astype(np.float32) for book in rows)
+        books = self._network.codes.list_codebooks()
+        return tuple(book.detach().numpy().astype(np.float32) for book in books)
 
     def fit(self, given: FitInput) -> list[dict[str, float]]:
         """Train until held-out items stop improving, keep the best; losses by epoch.
 
-        With the same seed, machine and number of threads the result is the same, bit by bit.
+        With the same seed, CPU and number of threads the result is the same, bit by bit, unless
+        `max_seconds` cut it off. On a GPU it is nearly so: there, torch adds in any order.
+
+        Raises:
+            RecipeError: the recipe's GPU is not in this machine.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(self._recipe.seed)
-            vectors = torch.from_numpy(np.array(given.rows[:]))
-            trainer = _Trainer(self._network, vectors, self._values)
-            history = trainer.train()
-        self._network.eval()
+        recipe = self._recipe
+        device = find_device(recipe.rqvae.device, _DEVICE_KEY)
+        fusion = self._network.fusion
+        numbers = fusion.number_items(given) if fusion is not None else None
+        with _seed_torch(recipe.seed, device):
+            self._network.to(device)
+            width = self._network.codes.width
+            losses = self._make_losses(recipe, given, width) if self._make_losses else ()
+            rows = TrainingRows(given.rows, device, numbers)
+            history = RqVaeTrainer(self._network, rows, recipe.rqvae, losses).train()
+        self._network.cpu().eval()
+        self._exact = None
         return history
 
     def project(self, given: FitInput) -> FloatArray:
         """The encoder's latents, (N, d)."""
-        with torch.inference_mode():
-            chunks = [
-                self._network.encode_latents(torch.from_numpy(chunk))
-                for _, chunk in read_chunks(given.rows)
-            ]
-        return torch.cat(chunks).numpy()
+        chunks = [latents.float().cpu().numpy() for _, latents in self._read_latents(given)]
+        return np.concatenate(chunks)
 
     def encode(self, given: FitInput) -> CodeArray:
-        """At each level the code nearest to what the levels before left over."""
-        with torch.inference_mode():
-            codes = [
-                self._network.quantize_latents(
-                    self._network.encode_latents(torch.from_numpy(chunk))
-                )[1]
-                for _, chunk in read_chunks(given.rows)
-            ]
-        return torch.cat(codes).numpy().astype(np.int32)
+        """At each level the code nearest to what the levels before left over.
+
+        An item's codes do not depend on the items beside it.
+        """
+        books = self._find_exact().codes.list_codebooks()
+        codes = np.empty((given.n_items, len(books)), dtype=np.int32)
+        for start, latents in self._read_latents(given):
+            with torch.inference_mode():
+                found = find_codes(latents, books)
+            codes[start : start + len(found)] = found.cpu().numpy()
+        return codes
 
     def decode_codes(self, codes: CodeArray) -> FloatArray:
         """What the decoder makes of the sum of the codes' rows."""
-        books = self._network.codebook_rows()
+        network = self._find_exact()
+        books = network.codes.list_codebooks()
+        step = self._count_rows()
+        vectors = np.empty((len(codes), len(network.center)), dtype=np.float32)
         with torch.inference_mode():
-            chunks = []
-            for chunk in _split_rows(codes.astype(np.int64)):
+            for start in range(0, len(codes), step):
+                chunk = torch.from_numpy(codes[start : start + step].astype(np.int64))
+                chunk = chunk.to(network.center.device)
                 rows = [book[chunk[:, level]] for level, book in enumerate(books)]
-                chunks.append(self._network.decode_latents(torch.stack(rows).sum(0)))
-        return torch.cat(chunks).numpy()
+                decoded = network.decode_latents(torch.stack(rows).sum(0))
+                vectors[start : start + step] = decoded.float().cpu().numpy()
+        return vectors
 
     def list_weights(self) -> dict[str, FloatArray]:
         """Every weight, moving average and scale, by name."""
         state = self._network.state_dict()
-        return {name: value.cpu().float().numpy().copy() for name, value in state.items()}
+        return {name: value.float().numpy().copy() for name, value in state.items()}
 
     def restore_weights(self, weights: dict[str, FloatArray]) -> None:
         """Take over what `list_weights` gave.
@@ -189,113 +157,44 @@ class RqVae:
             )
         given = {name: torch.from_numpy(weights[name]).to(own[name].dtype) for name in own}
         self._network.load_state_dict(given)
+        self._exact = None
 
+    def _find_exact(self) -> RqVaeNetwork:
+        """The network in float64, in which rounding does not decide an item's codes.
 
-class _Trainer:
-    """One training run of a network on one set of vectors."""
-
-    def __init__(self, network: RqVaeNetwork, vectors: Tensor, values: RqVaeSection) -> None:
-        self._network = network
-        self._values = values
-        network.center.copy_(vectors.mean(dim=0))
-        deviation = (vectors - network.center).square().mean().sqrt()
-        network.scale.copy_(deviation if deviation > 0 else torch.ones(()))
-        order = torch.randperm(len(vectors))
-        held_out = max(1, round(len(vectors) * values.valid_share))
-        if len(vectors) < _FEWEST_TO_HOLD_OUT:  # too few to spare any: watch what is fitted
-            self._train, self._valid = vectors, vectors
-        else:
-            self._train, self._valid = vectors[order[held_out:]], vectors[order[:held_out]]
-        self._optimizer = torch.optim.AdamW(
-            [*network.encoder.parameters(), *network.decoder.parameters()],
-            lr=values.learning_rate,
-            weight_decay=values.weight_decay,
-        )
-        self._set_dead_codes()
-
-    def _set_dead_codes(self) -> None:
-        """Turn the share of an even use, which fits any size, into the items a batch it means."""
-        batch = min(self._values.batch_size, len(self._train))
-        for layer in self._network.quantizer.layers:
-            even = batch / layer.codebook_size
-            layer._codebook.threshold_ema_dead_code = self._values.dead_code_share * even
-            layer._codebook.reset_cluster_size = self._values.dead_code_share * even
-
-    def train(self) -> list[dict[str, float]]:
-        """Train to the early stop and put the best weights back; losses by epoch."""
-        values = self._values
-        started = time.monotonic()
-        history: list[dict[str, float]] = []
-        best_error, best_epoch = float("inf"), 0
-        best: dict[str, Tensor] = {}
-        with show_progress("training RQ-VAE", total=values.max_epochs, unit="epochs") as advance:
-            for epoch in range(values.max_epochs):
-                plain = epoch < min(values.warmup_epochs, values.max_epochs - 1)
-                if not plain and not best:
-                    self._place_codes()
-                loss = self._run_epoch(plain)
-                error = self._validate(plain)
-                history.append(
-                    {"epoch": epoch, "warmup": float(plain), "loss": loss, "valid_error": error}
-                )
-                advance(1, note=f"validation error {error:.4f}")
-                if plain:
-                    continue
-                if error < best_error * (1 - _LEAST_GAIN) or not best:
-                    best_error, best_epoch = error, epoch
-                    state = self._network.state_dict()
-                    best = {name: value.clone() for name, value in state.items()}
-                if epoch - best_epoch >= values.patience_epochs:
-                    break
-        self._network.load_state_dict(best)
-        _log.info(
-            "RQ-VAE: best validation error %.4f in epoch %d of %d (%.1f s)",
-            best_error,
-            best_epoch,
-            len(history),
-            time.monotonic() - started,
-        )
-        return history
-
-    def _place_codes(self) -> None:
-        """Let k-means place the codebooks on the latents of all training items.
-
-        Fewer items than codes are repeated with a little noise: k-means needs one row a code.
+        It is where the recipe says, or elsewhere if this machine lacks that GPU: a vocabulary that
+        was fitted on one can be used without.
         """
-        widest = max(self._network.quantizer.codebook_sizes)
-        with torch.no_grad():
-            latents = self._network.encode_latents(self._train)
-            if len(latents) < widest:
-                repeats = -(-widest // len(latents))
-                latents = latents.repeat(repeats, 1)[: max(widest, len(self._train))]
-                spread = latents.std().nan_to_num() + _JITTER
-                latents = latents + torch.randn_like(latents) * spread * _JITTER
-            self._network.train()
-            self._network.quantize_latents(latents)
+        if self._exact is None:
+            device = find_device(self._recipe.rqvae.device, _DEVICE_KEY, or_other=True)
+            exact = copy.deepcopy(self._network).double().requires_grad_(False)
+            self._exact = exact.to(device).eval()
+        return self._exact
 
-    def _run_epoch(self, plain: bool) -> float:
-        """One pass over the training items; the mean loss of its steps."""
-        self._network.train()
-        order = torch.randperm(len(self._train))
-        n_batches = -(-len(order) // self._values.batch_size)
-        total = 0.0
-        for rows in order.tensor_split(n_batches):
-            batch = self._train[rows]
-            latents = self._network.encode_latents(batch)
-            commitment: Tensor | float = 0.0
-            if not plain:
-                latents, _, commitment = self._network.quantize_latents(latents)
-            loss = self._network.measure_error(batch, latents) + commitment
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self._optimizer.step()
-            total += float(loss.detach())
-        return total / n_batches
+    def _count_rows(self) -> int:
+        """How many items a chunk may have, so that no matrix of it is large."""
+        widest = max(*self._recipe.codebook_sizes, *self._recipe.rqvae.hidden_sizes, 1)
+        return max(1, min(CHUNK_ROWS, _CHUNK_VALUES // widest))
 
-    def _validate(self, plain: bool) -> float:
-        self._network.eval()
-        with torch.inference_mode():
-            latents = self._network.encode_latents(self._valid)
-            if not plain:
-                latents = self._network.quantize_latents(latents)[0]
-            return float(self._network.measure_error(self._valid, latents))
+    def _read_latents(self, given: FitInput) -> Iterator[tuple[int, Tensor]]:
+        """The first row's number and the latents (n, d) of a chunk of items, in float64."""
+        network = self._find_exact()
+        device, fusion = network.center.device, network.fusion
+        known = fusion.number_items(given) if fusion is not None else None
+        for start, chunk in read_chunks(given.rows, self._count_rows()):
+            numbers = None
+            if known is not None:
+                numbers = torch.from_numpy(known[start : start + len(chunk)]).to(device)
+            with torch.inference_mode():
+                vectors = torch.from_numpy(chunk.astype(np.float64)).to(device)
+                latents = network.encode_latents(vectors, numbers)
+            yield start, latents
+
+
+@contextmanager
+def _seed_torch(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from this seed inside the block, and go on as before after it."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        yield
