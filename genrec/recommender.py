@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,11 +22,20 @@ from genrec.artifact import load_artifact
 from genrec.decode.engine import Engine
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
-from genrec.errors import CapacityError, DataError, ModelError, RecipeError, UnknownItemError
+from genrec.errors import (
+    CapacityError,
+    DataError,
+    ModelError,
+    RecipeError,
+    UnknownItemError,
+    join_problems,
+)
 from genrec.prompts.encode import encode_prompt
 from genrec.prompts.render import HistoryPrompt
 from genrec.recipe import suggest_name
+from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.sid_text import format_token
+from genrec.tokenizers.update import check_successor
 from genrec.types import IndexArray, RankedItems, Recommendation
 
 Unknown = Literal["error", "skip"]
@@ -91,6 +100,53 @@ class Recommender:
     def n_items(self) -> int:
         """How many items the catalogue holds."""
         return len(self.item_ids)
+
+    def update_items(
+        self,
+        tokenizer: SemanticIdTokenizer,
+        titles: Mapping[str, str],
+        *,
+        allow_reuse: bool = False,
+    ) -> Self:
+        """A recommender of a newer tokenizer's items over the same weights; this one goes on.
+
+        The trie is updated, not built anew: items that stay keep their order, new ones follow.
+
+        Args:
+            tokenizer: a later version of the one that the model was trained with.
+            titles: at least those of the new items.
+            allow_reuse: whether a new item may have the ID of one that is gone.
+
+        Raises:
+            DataError: a new item without a title.
+            ModelError: no such version, or an engine whose items cannot change.
+        """
+        engine = self.engine
+        if not isinstance(engine, TorchEngine):
+            raise ModelError(
+                f"a {type(engine).__name__} cannot change its items while it runs; make a model "
+                f"directory with `genrec tokenize apply` and load that"
+            )
+        sids = dict(zip(self.item_ids, self._sids, strict=True))
+        check_successor(sids, engine.codebook_sizes, tokenizer, allow_reuse=allow_reuse)
+        added = [row for row, item in enumerate(tokenizer.item_ids) if item not in self._rows]
+        ids = [tokenizer.item_ids[row] for row in added]
+        untitled = [repr(item_id) for item_id in ids if item_id not in titles]
+        if untitled:
+            raise DataError(join_problems("new items need a title, even an empty one", untitled))
+        left = set(tokenizer.item_ids)
+        removed = [row for row, item_id in enumerate(self.item_ids) if item_id not in left]
+        trie = engine.trie.remove(removed) if removed else engine.trie
+        trie = trie.insert(tokenizer.codes[added]) if added else trie
+        stays = [row for row, item_id in enumerate(self.item_ids) if item_id in left]
+        index = pl.DataFrame(
+            {
+                "item_id": [self.item_ids[row] for row in stays] + ids,
+                "title": [self._titles[row] for row in stays] + [titles[item] for item in ids],
+                "sid": [self._sids[row] for row in stays] + [tokenizer.sids[row] for row in added],
+            }
+        )
+        return type(self)(engine.replace_trie(trie), self._tokenizer, self._prompt, index)
 
     def recommend(
         self,

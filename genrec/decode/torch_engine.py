@@ -6,8 +6,9 @@ Knows neither items' names nor where the model, the trie and the code tokens cam
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,6 +95,23 @@ class TorchEngine:
     def n_items(self) -> int:
         """How many items the catalogue holds."""
         return self.trie.n_items
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes each level has a token for."""
+        return tuple(len(ids) for ids in self._head.token_ids)
+
+    def replace_trie(self, trie: Trie) -> TorchEngine:
+        """An engine for other items over the same weights, which are shared; this one goes on.
+
+        Raises:
+            ModelError: codes that there is no token for.
+        """
+        _check_levels(trie, self._head.token_ids)
+        other = copy.copy(self)
+        other.trie = trie
+        other._limits = replace(self._limits, n_items=trie.n_items)
+        return other
 
     def rank_prompts(
         self,

@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from genrec.errors import DataError, DecodeError, join_problems
+from genrec.decode.trie_update import Levels, delete_leaves, insert_rows, narrow, narrow_type
+from genrec.errors import DataError, DecodeError, UnknownItemError, join_problems
 from genrec.types import IndexArray
 
 IntArray = NDArray[np.integer]
@@ -94,13 +95,80 @@ class Trie:
         for column in columns:
             below = above.copy()
             below[1:] |= column[1:] != column[:-1]
-            level_codes.append(_narrow(column[below]))
+            level_codes.append(narrow(column[below]))
             starts = np.flatnonzero(above[below])
-            first_child.append(_narrow(np.append(starts, np.count_nonzero(below))))
+            first_child.append(narrow(np.append(starts, np.count_nonzero(below))))
             above = below
         if not above.all():
             raise DataError(_describe_duplicates(table, order, above))
-        return cls(_narrow(order), tuple(level_codes), tuple(first_child))
+        return cls(narrow(order), tuple(level_codes), tuple(first_child))
+
+    def insert(self, codes: ArrayLike) -> Trie:
+        """The trie with more items, equal to one built from all codes; this one is unchanged.
+
+        Nothing is sorted but the new codes: the arrays are merged, in O(N + M log M).
+
+        Args:
+            codes: (M, L) ints, the new items'; they get item_index N, N + 1 and so on.
+
+        Raises:
+            DataError: not a table of L non-negative ints a row, or codes that some item has.
+        """
+        table = _check_codes(codes)
+        if table.shape[1] != self.n_levels:
+            raise DataError(
+                f"codes of {table.shape[1]} levels do not fit a trie of {self.n_levels}"
+            )
+        added, columns = _sort_rows(table)
+        rows = np.stack(list(columns), axis=1)
+        levels, places, is_known = insert_rows(self._levels, rows)
+        if is_known.any():
+            problems = [f"codes {_show_codes(row)}" for row in rows[is_known]]
+            raise DataError(join_problems("some item has these codes already", problems))
+        repeats = (rows[1:] == rows[:-1]).all(axis=1)
+        if repeats.any():
+            is_start = np.append(True, ~repeats)
+            raise DataError(_describe_duplicates(table, added, is_start))
+        order = np.insert(
+            self.order.astype(narrow_type(self.n_items + len(table) - 1)),
+            places,
+            added.astype(np.int64) + self.n_items,
+        )
+        return Trie(order, levels.codes, levels.first_child)
+
+    def remove(self, items: ArrayLike) -> Trie:
+        """The trie without some items, equal to one built from the codes that are left.
+
+        As in a table whose rows are deleted, the others keep their order and close the gaps:
+        item_index falls by the number of removed items before it. O(N), nothing is sorted.
+
+        Args:
+            items: item_index of those that go; repeats count once.
+
+        Raises:
+            DataError: no item would be left.
+            UnknownItemError: an item_index outside the catalogue.
+        """
+        wanted = np.asarray(items, dtype=np.int64).ravel()
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.n_items:
+            raise UnknownItemError(
+                f"item_index {int(wanted.min())} or {int(wanted.max())} is outside "
+                f"0..{self.n_items - 1}; remove items that the trie holds"
+            )
+        stays = np.ones(self.n_items, dtype=np.bool_)
+        stays[wanted] = False
+        n_left = int(np.count_nonzero(stays))
+        if not n_left:
+            raise DataError(f"all {self.n_items:,} items would be removed; a trie needs at least 1")
+        kept = stays[self.order]
+        renumbered = np.cumsum(stays, dtype=np.int64) - 1
+        order = renumbered[self.order[kept]].astype(narrow_type(n_left - 1))
+        levels = delete_leaves(self._levels, kept)
+        return Trie(order, levels.codes, levels.first_child)
+
+    @property
+    def _levels(self) -> Levels:
+        return Levels(self.codes, self.first_child)
 
     @property
     def n_items(self) -> int:
@@ -300,11 +368,6 @@ def _unpack_columns(key: NDArray[np.uint64], widths: Sequence[int]) -> Iterator[
         np.right_shift(key, np.uint64(min(shift, _KEY_BITS - 1)), out=column)
         column &= np.uint64(largest)
         yield column.astype(np.min_scalar_type(largest))
-
-
-def _narrow(values: IntArray) -> IntArray:
-    """The same values in the smallest unsigned type that holds them."""
-    return values.astype(np.min_scalar_type(int(values.max())), copy=False)
 
 
 def _describe_duplicates(table: IntArray, order: IntArray, is_start: NDArray[np.bool_]) -> str:

@@ -1,20 +1,20 @@
 """Unique codes by optimal assignment.
 
-Owns the rule that gives each item its own code sequence. Knows latents, codes and codebooks;
-neither how they were learned nor what the items are.
+Owns the rule that gives each item its own code sequence, and what any such rule hands back. Knows
+codes, codebooks and latents; neither how they were learned nor what the items are.
 
 Items that share all their codes are separated on the last level. Within a group of items that share
 the codes before it, one item of each colliding cell stays, no item that is alone in its cell moves,
 and the others are matched to the group's free codes at the least total distance. A group with more
-items than codes sends those it cannot place to the next-nearest prefix with room. Distances are
-squared and Euclidean, between an item's latent and the sum of its codes, because reconstruction
-error adds up in squares.
+items than codes sends those it cannot place to the next-nearest prefix with room. Code sequences
+that are taken (by items that may not move, or by removed ones) count as cells that no item may
+keep. Distances are squared and Euclidean, between an item's latent and the sum of its codes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from genrec.errors import CapacityError, DataError
+from genrec.tokenizers.cells import Cells, find_cells
+from genrec.tokenizers.groups import GroupChunk, LatentReader, read_rows, walk_groups
+from genrec.tokenizers.nearest import DistanceArray, sum_codes
+from genrec.tokenizers.spill import place_spilled
 from genrec.types import FloatArray, IndexArray
 
 CodeArray = NDArray[np.int32]
-DistanceArray = NDArray[np.float64]
-
-_FIRST_WIDTH = 16
-_WIDER = 8
-_CHUNK_DISTANCES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,208 +48,162 @@ class Assignment:
     codebook_sizes: tuple[int, ...]
 
 
-def check_capacity(n_items: int, codebook_sizes: Sequence[int]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """New last codes for some items, what each adds in distance, and the items without a place."""
+
+    rows: IndexArray
+    last: IndexArray
+    added: DistanceArray
+    unplaced: IndexArray
+
+
+def check_capacity(n_items: int, codebook_sizes: Sequence[int], n_taken: int = 0) -> None:
     """Raise unless every item can have codes of its own.
 
     Raises:
-        CapacityError: the catalogue is larger than the code space.
+        CapacityError: the catalogue is larger than the code space, or than what is left of it.
     """
     space = math.prod(codebook_sizes)
-    if n_items > space:
+    if n_items + n_taken > space:
         sizes = " x ".join(str(size) for size in codebook_sizes)
+        left = f", of which {n_taken:,} are taken" if n_taken else ""
         raise CapacityError(
-            f"{n_items:,} items cannot have unique codes: codebook_sizes {sizes} make {space:,}; "
-            f"add a level or more codes a level"
+            f"{n_items:,} items cannot have unique codes: codebook_sizes {sizes} make {space:,}"
+            f"{left}; add a level or more codes a level"
         )
 
 
 def assign_unique(
-    latents: FloatArray, codes: CodeArray, codebooks: Sequence[FloatArray]
+    codes: CodeArray,
+    codebooks: Sequence[FloatArray],
+    read_latents: LatentReader,
+    taken: CodeArray | None = None,
 ) -> Assignment:
     """Codes in which no two items are alike; items that did not collide keep theirs.
 
     Args:
-        latents: what the quantizer quantizes.
         codes: the quantizer's own codes.
         codebooks: one a level; a latent is near the sum of its codes' rows.
+        read_latents: what the quantizer quantizes, asked for colliding items only.
+        taken: code sequences that are not to be given out, no two alike.
 
     Shapes:
-        latents: (N, d) float32.
         codes: (N, L) int32.
         codebooks: L arrays (K, d) float32; K may differ.
+        taken: (M, L) int32.
 
     Raises:
         CapacityError: more items than code sequences.
-        DataError: shapes or codes that do not fit the codebooks, or latents that are not finite.
+        DataError: codes that do not fit the codebooks, or latents that are not finite.
     """
-    _check_inputs(latents, codes, codebooks)
-    check_capacity(len(codes), [len(book) for book in codebooks])
-    unique = codes.copy()
-    prefixes, group = np.unique(codes[:, :-1], axis=0, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(group, minlength=len(prefixes)))[:-1])
-    spilled: list[int] = []
-    for index in _find_colliding(codes, group):
-        residual = latents[members[index]] - _sum_codes(prefixes[index][None], codebooks)
-        last, unplaced = _separate_group(codes[members[index], -1], residual, codebooks[-1])
-        unique[members[index], -1] = last
-        spilled.extend(members[index][unplaced].tolist())
-    if spilled:
-        homes = {tuple(prefix): members[i] for i, prefix in enumerate(prefixes.tolist())}
-        _place_spilled(np.array(sorted(spilled)), latents, unique, codebooks, homes)
-    return _describe_moves(latents, codes, unique, codebooks)
+    sizes = tuple(len(book) for book in codebooks)
+    taken = check_codes(codes, sizes, taken)
+    check_capacity(len(codes), sizes, len(taken))
+    cells = find_cells(codes, taken, sizes)
+    unique, added = codes.copy(), np.zeros(len(codes))
+    unplaced = [np.empty(0, dtype=np.int64)]
+    for chunk in walk_groups(codes, codebooks, cells, read_latents):
+        for done in _separate_groups(chunk):
+            unique[done.rows, -1] = done.last
+            added[done.rows] = done.added
+            unplaced.append(done.unplaced)
+    spilled = np.sort(np.concatenate(unplaced))
+    if len(spilled):
+        latents = read_rows(read_latents, spilled, codebooks[-1].shape[1])
+        held = _list_held(cells, unique, spilled)
+        unique[spilled] = place_spilled(latents, cells, held, codebooks)
+        after = ((latents - sum_codes(unique[spilled], codebooks)) ** 2).sum(axis=1)
+        before = ((latents - sum_codes(codes[spilled], codebooks)) ** 2).sum(axis=1)
+        added[spilled] = after - before
+    return Assignment(unique, (codes != unique).any(axis=1), added, sizes)
 
 
-def _check_inputs(latents: FloatArray, codes: CodeArray, codebooks: Sequence[FloatArray]) -> None:
-    width = codebooks[0].shape[1]
-    if codes.shape != (len(latents), len(codebooks)) or latents.shape[1:] != (width,):
-        raise DataError(
-            f"latents {latents.shape} and codes {codes.shape} do not fit {len(codebooks)} "
-            f"codebooks of width {width}: there must be one row an item and one code a level"
-        )
-    if not np.isfinite(latents).all():
-        raise DataError("latents hold NaN or infinity; check the quantizer's training")
-    sizes = np.array([len(book) for book in codebooks])
-    if ((codes < 0) | (codes >= sizes)).any():
-        raise DataError(f"codes lie outside the codebooks, whose sizes are {sizes.tolist()}")
+def check_codes(
+    codes: CodeArray, codebook_sizes: Sequence[int], taken: CodeArray | None
+) -> CodeArray:
+    """The taken codes, an empty table where there are none, or an error if codes do not fit.
+
+    Raises:
+        DataError: not one code a level, or codes outside the codebooks.
+    """
+    n_levels = len(codebook_sizes)
+    if taken is None:
+        taken = np.empty((0, n_levels), dtype=np.int32)
+    for name, table in (("codes", codes), ("taken codes", taken)):
+        if table.ndim != 2 or table.shape[1] != n_levels:  # noqa: PLR2004 - a table has two axes
+            raise DataError(
+                f"{name} {table.shape} do not fit {n_levels} codebooks: there must be one code a "
+                f"level"
+            )
+        if ((table < 0) | (table >= np.array(codebook_sizes))).any():
+            raise DataError(
+                f"{name} lie outside the codebooks, whose sizes are {list(codebook_sizes)}"
+            )
+    return taken
 
 
-def _find_colliding(codes: CodeArray, group: IndexArray) -> list[int]:
-    """The groups in which at least two items share their last code too, in order."""
-    cells = np.stack([group, codes[:, -1]], axis=1)
-    shared, counts = np.unique(cells, axis=0, return_counts=True)
-    return sorted(set(shared[counts > 1, 0].tolist()))
+def _list_held(cells: Cells, unique: CodeArray, spilled: IndexArray) -> IndexArray:
+    """The cells in use, rising, once all but the spilled items have their last code."""
+    own = cells.cells // cells.n_last * cells.n_last + unique[:, -1]
+    return np.sort(np.concatenate([np.delete(own, spilled), cells.taken]))
 
 
-def _sum_codes(codes: CodeArray, codebooks: Sequence[FloatArray]) -> DistanceArray:
-    """The sums of the first levels' codebook rows; as many levels as `codes` has columns."""
-    total = np.zeros((len(codes), codebooks[0].shape[1]))
-    for level in range(codes.shape[1]):
-        total += codebooks[level][codes[:, level]]
-    return total
+def _separate_groups(chunk: GroupChunk) -> Iterable[_Placement]:
+    """Places for a chunk's items: all at once where nobody competes, else group by group.
+
+    Were codes not exclusive, each item would take its nearest free one, and of each colliding cell
+    the item that this saves the most would stay. Where that names no code twice it is a least-cost
+    assignment, since no assignment can cost less; only the other groups need the full search.
+    """
+    every = np.arange(len(chunk.rows))
+    cost = np.where(chunk.held[chunk.group], np.inf, chunk.distances)
+    nearest = cost.argmin(axis=1)
+    added = cost[every, nearest] - chunk.distances[every, chunk.last]
+    moves = np.ones(len(every), dtype=np.bool_)
+    moves[_find_stayers(chunk, added)] = False
+    wanted, counts = np.unique((chunk.group * cost.shape[1] + nearest)[moves], return_counts=True)
+    has_clash = np.zeros(len(chunk.held), dtype=np.bool_)
+    has_clash[wanted[counts > 1] // cost.shape[1]] = True
+    has_clash[chunk.group[moves & np.isinf(added)]] = True
+    easy = moves & ~has_clash[chunk.group]
+    yield _Placement(chunk.rows[easy], nearest[easy], added[easy], chunk.surplus)
+    for group in np.flatnonzero(has_clash):
+        yield match_group(chunk, int(group))
 
 
-def _measure_distances(residual: DistanceArray | FloatArray, codebook: FloatArray) -> DistanceArray:
-    """Squared distances (n, K) from each residual to each code."""
-    residual, codebook = residual.astype(np.float64), codebook.astype(np.float64)
-    square = (residual**2).sum(1)[:, None] + (codebook**2).sum(1)[None]
-    distances: DistanceArray = np.maximum(square - 2 * residual @ codebook.T, 0)
-    return distances
+def _find_stayers(chunk: GroupChunk, saved: DistanceArray) -> IndexArray:
+    """Of each cell that is not taken the item that saves most by staying; the first of equals."""
+    cell = chunk.group * chunk.distances.shape[1] + chunk.last
+    order = np.lexsort((-saved, cell))
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = cell[order][1:] != cell[order][:-1]
+    stayers = order[first]
+    return stayers[~chunk.is_taken[stayers]]
 
 
-def _separate_group(
-    last: CodeArray, residual: DistanceArray, codebook: FloatArray
-) -> tuple[CodeArray, NDArray[np.bool_]]:
-    """The group's last codes, distinct among the placed, and which items found no place.
+def match_group(chunk: GroupChunk, group: int) -> _Placement:
+    """Distinct last codes for one group's items at the least total distance.
 
     A colliding cell's code is offered to that cell's items only, at a price below any other: one of
     them stays, and which one is part of the optimum.
     """
-    holders = np.bincount(last, minlength=len(codebook))
-    rows = np.flatnonzero(holders[last] > 1)
-    columns = np.flatnonzero(holders != 1)
-    cost = _measure_distances(residual[rows], codebook[columns])
-    own = last[rows][:, None] == columns[None]
+    mine = np.flatnonzero(chunk.group == group)
+    last, distances = chunk.last[mine], chunk.distances[mine]
+    may_stay = ~chunk.is_taken[mine]
+    is_contested = np.zeros(distances.shape[1], dtype=np.bool_)
+    is_contested[last[may_stay]] = True
+    columns = np.flatnonzero(~chunk.held[group] | is_contested)
+    if not len(columns):
+        nothing = np.empty(0, dtype=np.int64)
+        return _Placement(nothing, nothing, np.empty(0), chunk.rows[mine])
+    cost = distances[:, columns]
+    own = (last[:, None] == columns[None]) & may_stay[:, None]
     bonus = (cost.max() + 1) * min(cost.shape)
-    cost[(holders[columns] > 1)[None] & ~own] = np.inf
+    cost[is_contested[columns] & ~own] = np.inf
     cost[own] -= bonus
     placed, chosen = linear_sum_assignment(cost)
-    result = last.copy()
-    result[rows[placed]] = columns[chosen]
-    unplaced = np.zeros(len(last), dtype=np.bool_)
-    unplaced[np.setdiff1d(rows, rows[placed])] = True
-    return result, unplaced
-
-
-def _place_spilled(
-    spilled: IndexArray,
-    latents: FloatArray,
-    unique: CodeArray,
-    codebooks: Sequence[FloatArray],
-    homes: dict[tuple[int, ...], IndexArray],
-) -> None:
-    """Write codes for the items that their own prefix has no room for into `unique`."""
-    homeless = set(spilled.tolist())
-    waiting = set(homeless)
-    arrivals: dict[tuple[int, ...], list[int]] = {}
-    free: dict[tuple[int, ...], IndexArray] = {}
-    n_prefixes = math.prod(len(book) for book in codebooks[:-1])
-    width = min(_FIRST_WIDTH, n_prefixes)
-    while waiting:
-        pending = np.array(sorted(waiting))
-        rows, inverse = np.unique(latents[pending], axis=0, return_inverse=True)
-        ranked = rank_prefixes(rows, codebooks[:-1], width)
-        for item, choices in zip(pending.tolist(), ranked[inverse.ravel()], strict=True):
-            for prefix in map(tuple, choices.tolist()):
-                if prefix not in free:
-                    held = [m for m in homes.get(prefix, ()) if m not in homeless]
-                    free[prefix] = np.setdiff1d(np.arange(len(codebooks[-1])), unique[held, -1])
-                if len(arrivals.get(prefix, ())) < len(free[prefix]):
-                    arrivals.setdefault(prefix, []).append(item)
-                    break
-        waiting.difference_update(*arrivals.values())
-        assert not waiting or width < n_prefixes, "the capacity check leaves room for every item"
-        width = min(width * _WIDER, n_prefixes)
-    for prefix, items in arrivals.items():
-        unique[items, :-1] = prefix
-        residual = latents[items] - _sum_codes(unique[items, :-1], codebooks)
-        cost = _measure_distances(residual, codebooks[-1][free[prefix]])
-        placed, chosen = linear_sum_assignment(cost)
-        unique[np.array(items)[placed], -1] = free[prefix][chosen]
-
-
-def rank_prefixes(latents: FloatArray, codebooks: Sequence[FloatArray], width: int) -> CodeArray:
-    """The code prefixes nearest to each latent, nearest first, by a beam of that width.
-
-    Exact where the width is at least the number of prefixes; otherwise a prefix is missed when one
-    of its own prefixes is not among the nearest.
-
-    Shapes:
-        latents: (n, d) float32.
-        codebooks: the prefix's levels, (K, d) float32 each.
-        returns: (n, min(width, all prefixes), levels) int32.
-    """
-    widest = max(len(book) for book in codebooks)
-    step = max(1, _CHUNK_DISTANCES // (width * widest))
-    chunks = [
-        _rank_chunk(latents[start : start + step], codebooks, width)
-        for start in range(0, len(latents), step)
-    ]
-    return np.concatenate(chunks)
-
-
-def _rank_chunk(latents: FloatArray, codebooks: Sequence[FloatArray], width: int) -> CodeArray:
-    n, d = latents.shape
-    residual = latents.astype(np.float64)[:, None]
-    beams = np.zeros((n, 1, 0), dtype=np.int32)
-    for book in codebooks:
-        live = beams.shape[1]
-        distances = _measure_distances(residual.reshape(-1, d), book).reshape(n, live * len(book))
-        best = _find_smallest(distances, width)
-        parent, code = np.divmod(best, len(book))
-        kept = np.take_along_axis(beams, parent[:, :, None], axis=1)
-        beams = np.concatenate([kept, code[:, :, None].astype(np.int32)], axis=2)
-        residual = np.take_along_axis(residual, parent[:, :, None], axis=1) - book[code]
-    return beams
-
-
-def _find_smallest(distances: DistanceArray, count: int) -> IndexArray:
-    """The columns of each row's smallest values, smallest first."""
-    if count >= distances.shape[1]:
-        return np.argsort(distances, axis=1, kind="stable")
-    chosen = np.sort(np.argpartition(distances, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(np.take_along_axis(distances, chosen, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1)
-
-
-def _describe_moves(
-    latents: FloatArray, codes: CodeArray, unique: CodeArray, codebooks: Sequence[FloatArray]
-) -> Assignment:
-    moved = (codes != unique).any(axis=1)
-    added = np.zeros(len(codes))
-    before, after = (
-        ((latents[moved] - _sum_codes(chosen[moved], codebooks)) ** 2).sum(axis=1)
-        for chosen in (codes, unique)
-    )
-    added[moved] = after - before
-    return Assignment(unique, moved, added, tuple(len(book) for book in codebooks))
+    code = columns[chosen]
+    added = distances[placed, code] - distances[placed, last[placed]]
+    unplaced = np.delete(mine, placed)
+    return _Placement(chunk.rows[mine[placed]], code, added, chunk.rows[unplaced])

@@ -28,6 +28,10 @@ from genrec.train.checkpoint import quiet_transformers
 
 SCHEMA = 1
 RECOMMEND_FILE = "recommend.json"
+INDEX_FILE = "item_index.parquet"
+SETTINGS_FILE = "genrec.json"
+CARD_FILE = "README.md"
+CATALOGUE_FILES = (INDEX_FILE, SETTINGS_FILE, CARD_FILE)
 _log = logging.getLogger(__name__)
 
 
@@ -107,10 +111,21 @@ def export_model(
             _align_token(merged, name, getattr(tokenizer, name))
         merged.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
-    _write_index(catalogue, out / "item_index.parquet")
     shutil.copyfile(instructions.path / RECOMMEND_FILE, out / RECOMMEND_FILE)
+    write_catalogue(catalogue, settings, out)
+
+
+def write_catalogue(catalogue: Catalogue, settings: dict[str, Any], out: Path) -> None:
+    """Write the files that say which items the model knows: `CATALOGUE_FILES`.
+
+    Args:
+        catalogue: the items.
+        settings: small facts for `genrec.json` besides the catalogue's.
+        out: the artefact's directory.
+    """
+    _write_index(catalogue, out / INDEX_FILE)
     write_json(
-        out / "genrec.json",
+        out / SETTINGS_FILE,
         {
             "schema": SCHEMA,
             "n_items": len(catalogue.item_ids),
@@ -120,7 +135,7 @@ def export_model(
             **settings,
         },
     )
-    (out / "README.md").write_text(_render_card(catalogue, settings), encoding="utf-8")
+    (out / CARD_FILE).write_text(_render_card(catalogue, settings), encoding="utf-8")
 
 
 def _align_token(model: Any, name: str, value: int | None) -> None:

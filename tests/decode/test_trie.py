@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from genrec.decode.trie import Trie
-from genrec.errors import DataError, DecodeError
+from genrec.errors import DataError, DecodeError, UnknownItemError
 
 # The largest codes make packed keys of few bits, of many, of exactly 64, and of too many.
 LARGEST_CODES = (1, 3, 255, 2**15, 2**16 - 1, 2**31, 2**40)
@@ -174,3 +175,80 @@ def test_memory_is_a_few_bytes_an_item():
     trie = Trie.from_codes(codes)
     assert trie.n_bytes - trie.order.nbytes < 8 * trie.n_items
     assert trie.order.nbytes == 4 * trie.n_items
+
+
+def check_same(trie, other):
+    """Equal arrays of equal types."""
+    for name in ("order", "codes", "first_child"):
+        found, wanted = getattr(trie, name), getattr(other, name)
+        if name == "order":
+            found, wanted = (found,), (wanted,)
+        assert [array.dtype for array in found] == [array.dtype for array in wanted]
+        for left, right in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+@settings(max_examples=80, deadline=None)
+@given(catalogues(), st.data())
+def test_inserting_gives_the_trie_of_all_codes(table, data):
+    n_old = data.draw(st.integers(1, len(table)))
+    old = Trie.from_codes(table[:n_old])
+    before = [array.copy() for array in (*old.codes, *old.first_child)]
+    if n_old == len(table):
+        return
+    check_same(old.insert(table[n_old:]), Trie.from_codes(table))
+    for left, right in zip(before, (*old.codes, *old.first_child), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@settings(max_examples=80, deadline=None)
+@given(catalogues(), st.data())
+def test_removing_gives_the_trie_of_what_is_left(table, data):
+    items = data.draw(st.lists(st.integers(0, len(table) - 1), max_size=len(table) - 1))
+    trie = Trie.from_codes(table)
+    check_same(trie.remove(items), Trie.from_codes(np.delete(table, items, axis=0)))
+
+
+def test_what_was_inserted_can_be_removed_again():
+    table = np.random.default_rng(0).permutation(np.argwhere(np.ones((9, 8, 7))))
+    trie = Trie.from_codes(table[:400])
+    check_same(trie.insert(table[400:]).remove(np.arange(400, len(table))), trie)
+
+
+def test_codes_that_an_item_has_cannot_be_inserted():
+    trie = Trie.from_codes([[0, 1], [1, 0]])
+    with pytest.raises(DataError, match=r"some item has these codes already(.|\n)*codes \(1, 0\)"):
+        trie.insert([[1, 1], [1, 0]])
+    with pytest.raises(DataError, match=r"items 0, 2 share codes \(1, 1\)"):
+        trie.insert([[1, 1], [0, 0], [1, 1]])
+    with pytest.raises(DataError, match="codes of 3 levels do not fit a trie of 2"):
+        trie.insert([[1, 1, 1]])
+
+
+def test_items_that_are_not_there_or_are_all_there_is_cannot_be_removed():
+    trie = Trie.from_codes([[0, 1], [1, 0]])
+    with pytest.raises(UnknownItemError, match=r"item_index 1 or 2 is outside 0\.\.1"):
+        trie.remove([1, 2])
+    with pytest.raises(UnknownItemError, match="outside"):
+        trie.remove([-1])
+    with pytest.raises(DataError, match="all 2 items would be removed"):
+        trie.remove([1, 0])
+
+
+@pytest.mark.slow
+def test_updating_a_million_items_is_quicker_than_building_anew():
+    codes = np.unique(np.random.default_rng(0).integers(0, 256, (1_001_000, 4)), axis=0)
+    codes = np.random.default_rng(1).permutation(codes)
+    trie = Trie.from_codes(codes[:-1000])
+
+    def time_best(work):
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    build = time_best(lambda: Trie.from_codes(codes))
+    assert time_best(lambda: trie.insert(codes[-1000:])) < build
+    assert time_best(lambda: trie.remove(np.arange(1000))) < build
