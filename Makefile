@@ -40,6 +40,7 @@ test-fast: $(VENV)/installed-test
 
 bench: $(VENV)/installed-test
 	$(BIN)/genrec bench decode
+	$(BIN)/genrec bench tokenize
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage

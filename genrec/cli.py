@@ -26,9 +26,11 @@ from genrec.errors import DataError, GenrecError, RecipeError
 from genrec.recipe import split_values
 from genrec.terminal import (
     DataDir,
+    Engine,
     Force,
     ModelDir,
     OutDir,
+    RayAddress,
     TokenizerDir,
     Values,
     err_console,
@@ -127,9 +129,18 @@ def data(out: OutDir, values: Values = None, force: Force = False) -> None:
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
-def embed(data: DataDir, out: OutDir, values: Values = None, force: Force = False) -> None:
-    """Step 2: item text to embeddings."""
-    run_step("embed", values, {"data": data}, out, force)
+def embed(
+    data: DataDir,
+    out: OutDir,
+    values: Values = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    force: Force = False,
+) -> None:
+    """Step 2: text of items (or, with subject=users, of users' reviews) to embeddings."""
+    from genrec.tokenizers.cluster import find_engine
+
+    run_step("embed", values, {"data": data}, out, force, engine=find_engine(engine, ray_address))
 
 
 @app.command(rich_help_panel=STEPS_PANEL)

@@ -6,11 +6,13 @@ Owns arguments; every command is one call.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+Json = Annotated[Path | None, typer.Option("--json", help="File for the rows.")]
 bench_app = typer.Typer(help="The figures behind the speed claims.", no_args_is_help=True)
 
 
@@ -21,15 +23,52 @@ def measure() -> None:
 
 @bench_app.command("decode")
 def bench_decode(
-    as_json: Annotated[Path | None, typer.Option("--json", help="File for the rows.")] = None,
+    as_json: Json = None,
     items: Annotated[int, typer.Option(help="Size of the random catalogue.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
 ) -> None:
     """The embedded engine against Hugging Face's constrained beam search."""
     from genrec.bench.decode import bench_decode as measure
+
+    _show(measure(n_items=items, repeats=repeats), as_json)
+
+
+@bench_app.command("tokenize")
+def bench_tokenize(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Laid over every recipe; targets are left out."),
+    ] = None,
+    as_json: Json = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real data sets; else $GENREC_DATA; else vectors are made up."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this section: rqvae, rqkmeans, unique, encode, device; repeatable."
+        ),
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=100, help="For a quick look; targets are left out.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 1,
+    device: Annotated[str, typer.Option(help="Of the section device: cpu or cuda.")] = "cpu",
+) -> None:
+    """Fitting, encoding and uniqueness, against LC-Rec's schedule and faiss; some 15 minutes."""
+    from genrec.bench.tokenize import bench_tokenize as measure
+    from genrec.bench.tokenize_options import TokenizeBench
+
+    if data is None and "GENREC_DATA" in os.environ:
+        data = Path(os.environ["GENREC_DATA"])
+    options = TokenizeBench(data, items, repeats, device, tuple(values or ()))
+    _show(measure(options, only or ()), as_json)
+
+
+def _show(result: dict[str, Any], as_json: Path | None) -> None:
     from genrec.tables import format_bench
 
-    result = measure(n_items=items, repeats=repeats)
     if as_json is not None:
         as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     typer.echo(format_bench(result))

@@ -45,6 +45,10 @@ class DecodeError(GenrecError):
     """A constrained search that cannot go on; it never answers outside the catalogue."""
 
 
+class ClusterError(GenrecError):
+    """A Ray cluster that cannot be reached, or a fault of a worker on it."""
+
+
 class MissingExtraError(GenrecError):
     """An optional dependency that is not installed."""
 

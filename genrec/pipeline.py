@@ -7,13 +7,11 @@ memory. Knows no step's inner working; each is one call that is imported when it
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -23,6 +21,7 @@ from genrec.data.recipe import DataRecipe
 from genrec.errors import ArtifactError, RecipeError
 from genrec.eval.recipe import EvalRecipe
 from genrec.manifest import hash_file, read_json, write_json
+from genrec.memory import read_peak, reset_peak
 from genrec.prompts.recipe import PromptsRecipe, TemplateFile
 from genrec.recipe import (
     Recipe,
@@ -36,6 +35,9 @@ from genrec.recipe import (
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.train.recipe import BaseRecipe, TrainRecipe
 from genrec.types import History, Recommendation
+
+if TYPE_CHECKING:
+    from genrec.tokenizers.cluster import RayEngine
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +72,17 @@ RECIPE_KINDS: dict[str, type[Recipe]] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the chain: its name is its command, its section and its manifest's step."""
+    """One step of the chain: its name is its command, its section and its manifest's step.
+
+    Attributes:
+        make: from a recipe, the input artefacts by role and a directory to an artefact; `embed` and
+            `tokenize` also take the `engine` that does their heavy work.
+    """
 
     name: str
     folder: str
     inputs: tuple[str, ...]
-    make: Callable[[Any, Mapping[str, Artifact], Path], Artifact]
+    make: Callable[..., Artifact]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +102,32 @@ def _make_data(recipe: DataRecipe, inputs: Mapping[str, Artifact], out: Path) ->
     return make_data(recipe, out)
 
 
-def _make_embeddings(recipe: EmbedRecipe, inputs: Mapping[str, Artifact], out: Path) -> Artifact:
+def _make_embeddings(
+    recipe: EmbedRecipe,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    engine: RayEngine | None = None,
+) -> Artifact:
     from genrec.tokenizers.embed import make_embeddings  # noqa: PLC0415
 
-    return make_embeddings(recipe, inputs["data"].path, out)
+    return make_embeddings(recipe, inputs["data"].path, out, engine=engine)
 
 
-def _make_tokenizer(recipe: TokenizeRecipe, inputs: Mapping[str, Artifact], out: Path) -> Artifact:
+def _make_tokenizer(
+    recipe: TokenizeRecipe,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    engine: RayEngine | None = None,
+) -> Artifact:
     from genrec.tokenizers.step import make_tokenizer  # noqa: PLC0415
 
     embeddings, data = inputs.get("embed"), inputs.get("data")
     return make_tokenizer(
-        recipe, embeddings.path if embeddings else None, out, data=data.path if data else None
+        recipe,
+        embeddings.path if embeddings else None,
+        out,
+        data=data.path if data else None,
+        engine=engine,
     )
 
 
@@ -343,11 +364,11 @@ def _run_step(
         _log.info("%s: up to date, skipped (%s)", title, folder)
         return current, StepRecord(step.name, True, 0.0, 0)
     _log.info("%s: %s", title, folder)
-    _reset_peak()
+    reset_peak()
     started = time.monotonic()
     artifact = step.make(values, inputs, folder)
     seconds = time.monotonic() - started
-    return artifact, StepRecord(step.name, False, round(seconds, 2), _read_peak())
+    return artifact, StepRecord(step.name, False, round(seconds, 2), read_peak())
 
 
 def _sources_unchanged(artifact: Artifact) -> bool:
@@ -369,23 +390,3 @@ def _write_record(out: Path, records: Sequence[StepRecord]) -> None:
         if not (record.skipped and record.step in known):
             known[record.step] = asdict(record)
     write_json(path, {"schema": 1, "steps": list(known.values())})
-
-
-def _reset_peak() -> None:
-    """Let the kernel count the peak resident size anew (Linux; see proc(5), clear_refs)."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        try:
-            clear.write_text("5", encoding="ascii")
-        except OSError:  # a hardened kernel: the peak then counts from the start of the process
-            _log.debug("the kernel refuses to reset the peak memory count")
-
-
-def _read_peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

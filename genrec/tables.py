@@ -5,7 +5,7 @@ Owns their look. Returns renderable values and prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from genrec.doctor import Check
 from genrec.recipe import RecipeFile
 from genrec.types import History, Recommendation
 
+_SHOWN_ITEMS = 5
 _COLOURS = {"ok": "green", "missing": "yellow", "broken": "red", "note": "cyan"}
 
 
@@ -39,6 +40,16 @@ def build_metrics(metrics: dict[str, Any]) -> Group:
     )
 
 
+def build_changes(changes: Mapping[str, Sequence[str]], title: str) -> Table:
+    """What differs between two tokenizers: how many items each change has, and the first ones."""
+    table = Table("change", "items", "the first", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, items in changes.items():
+        more = ", ..." if len(items) > _SHOWN_ITEMS else ""
+        table.add_row(name, f"{len(items):,}", escape(", ".join(items[:_SHOWN_ITEMS])) + more)
+    return table
+
+
 def build_answers(
     history: History, titles: Sequence[str], answers: Sequence[Recommendation]
 ) -> Group:
@@ -57,6 +68,28 @@ def build_answers(
             escape(answer.sid),
         )
     return Group(Text("\n".join(lines)), table)
+
+
+def build_vocabularies(report: dict[str, Any]) -> Group:
+    """The side-by-side table of a vocabulary `report.json`: one row a measure, the best marked."""
+    names = [row["name"] for row in report["vocabularies"]]
+    table = Table(title="↑ higher is better, ↓ lower is better, * best", title_justify="left")
+    table.add_column("measure")
+    for name in names:
+        table.add_column(escape(name), justify="right", overflow="fold")
+    arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
+    for row in report["measures"]:
+        cells = [
+            f"[bold green]{escape(text)} *[/]" if name in row["best"] else escape(text)
+            for name, text in ((name, row["texts"].get(name, "–")) for name in names)
+        ]
+        table.add_row(row["title"] + arrows[row["better"]], *cells)
+    reasons = [
+        f"{vocabulary['name']}: {row['measure']} not measured: {row['reason']}"
+        for vocabulary in report["vocabularies"]
+        for row in vocabulary["missing"]
+    ]
+    return Group(table, Text("\n".join(reasons))) if reasons else Group(table)
 
 
 def build_recipes(recipes: Sequence[RecipeFile]) -> Table:
@@ -86,7 +119,8 @@ def format_bench(result: dict[str, Any]) -> str:
     lines.append("|---|--:|---|--:|---|---|")
     for row in result["rows"]:
         met = {None: "", True: "yes", False: "no"}[row["met"]]
-        cells = [row["name"], f"{row['value']:.3g}", row["unit"], row["target"] or "", met]
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        cells = [row["name"], f"{row['value']:.3g}", row["unit"], target, met]
         lines.append("| " + " | ".join(str(cell) for cell in [*cells, row["against"]]) + " |")
     return "\n".join(lines)
 

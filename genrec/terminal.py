@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,13 +30,35 @@ DataDir = Annotated[Path, typer.Option("--data", help="Output of `genrec data`."
 EmbeddingsDir = Annotated[Path, typer.Option("--embeddings", help="Output of `genrec embed`.")]
 TokenizerDir = Annotated[Path, typer.Option("--tokenizer", help="Output of `genrec tokenize`.")]
 ModelDir = Annotated[Path, typer.Option("--model", "-m", help="Output of `genrec train`.")]
+Engine = Annotated[
+    str,
+    typer.Option(help="Where texts and items are encoded: local, or ray (a cluster, Ray Data)."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="The Ray cluster; else $RAY_ADDRESS; else one is started here."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run again even if nothing has changed.")]
 
 
 def run_step(
-    name: str, values: Sequence[str] | None, inputs: dict[str, Path], out: Path, force: bool
+    name: str,
+    values: Sequence[str] | None,
+    inputs: dict[str, Path],
+    out: Path,
+    force: bool,
+    **options: Any,
 ) -> None:
-    """Run one step of the chain from the directories given, unless its output is up to date."""
+    """Run one step of the chain from the directories given, unless its output is up to date.
+
+    Args:
+        name: the step.
+        values: recipe and overrides.
+        inputs: directories by role.
+        out: the directory to write.
+        force: run it even if nothing has changed.
+        options: what the step takes besides, which does not change its result.
+    """
     from genrec.artifact import find_current, load_artifact
     from genrec.pipeline import STEPS, read_step
 
@@ -48,7 +70,7 @@ def run_step(
             f"{out} is up to date; nothing to do (--force runs it again)", soft_wrap=True
         )
         return
-    artifact = step.make(recipe, loaded, out)
+    artifact = step.make(recipe, loaded, out, **options)
     out_console.print(
         f"{name}: {artifact.path} ({artifact.manifest.seconds:.1f} s)", highlight=False
     )

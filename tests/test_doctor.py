@@ -22,7 +22,8 @@ def test_it_names_machine_libraries_extras_and_recipes() -> None:
     assert checks["python"].state == "ok"
     assert "cores" in checks["machine"].detail
     assert checks["torch"].detail.startswith("2.13")
-    assert {"extra [eval]", "extra [serve]", "extra [vllm]", "extra [test]"} <= set(checks)
+    extras = ("bench", "eval", "ray", "serve", "test", "vllm")
+    assert {f"extra [{name}]" for name in extras} <= set(checks)
     assert "shipped" in checks["recipes"].detail
 
 

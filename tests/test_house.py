@@ -19,7 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports its own package or a lower number. Single files first, then folders.
 LAYERS = {
     "errors": 0, "types": 0, "recipe": 0, "manifest": 0, "artifact": 0, "progress": 0,
-    "decode.trie": 1, "eval.metrics": 1, "data": 1,
+    "figures": 0, "memory": 0, "html_page": 0,
+    "decode.trie": 1, "decode.trie_update": 1, "eval.metrics": 1, "data": 1,
     "tokenizers": 2, "prompts": 2,
     "train": 3, "decode": 3,
     "recommender": 4,

@@ -5,17 +5,14 @@ Owns the measurement and its rows. Absolute times depend on the machine; the rat
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from genrec.bench.rows import BenchRow, build_row, report_rows, time_rivals
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
 from genrec.types import IndexArray
@@ -24,18 +21,6 @@ LEVELS, CODES = 4, 256
 PROMPT_TOKENS, WIDTH, TEXT_VOCABULARY = 200, 20, 32_000
 TARGETS = {("vocab", 1): 6.0, ("level", 1): 14.0, ("vocab", 8): 14.0, ("level", 8): 25.0}
 """Times faster than Hugging Face on 2 cores, prompt 200, width 20 (DESIGN's aims)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchRow:
-    """One figure; `met` is None where no target is set."""
-
-    name: str
-    value: float
-    unit: str
-    target: float | None
-    met: bool | None
-    against: str
 
 
 def bench_decode(*, n_items: int = 100_000, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -59,8 +44,7 @@ def bench_decode(*, n_items: int = 100_000, repeats: int = 3, seed: int = 0) -> 
         prompts: list[list[int]] = drawn.tolist()
         rivals = _list_rivals(model, engine, allowed, prompts)
         rows += _compare_rivals(rivals, n_prompts, repeats)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return {"schema": 1, "machine": machine, "rows": [asdict(row) for row in rows]}
+    return report_rows(rows)
 
 
 def _build_model() -> Any:
@@ -123,23 +107,19 @@ def _list_rivals(
 def _compare_rivals(
     rivals: dict[str, Callable[[], object]], n_prompts: int, repeats: int
 ) -> list[BenchRow]:
-    for run in rivals.values():  # warm up
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(repeats):
-        for name, run in rivals.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+    seconds = time_rivals(rivals, repeats)
     where = f"{n_prompts} prompts of {PROMPT_TOKENS} tokens, width {WIDTH}"
     rival = np.array(seconds["huggingface"])
-    rows = [BenchRow(f"huggingface, {where}", float(np.median(rival)), "seconds", None, None, "")]
+    rows = [build_row(f"huggingface, {where}", float(np.median(rival)), "seconds")]
     for name in ("vocab", "level"):
         ratio = float(np.median(rival / np.array(seconds[name])))
-        target = TARGETS[name, n_prompts]
-        against = "Hugging Face constrained generate, dict trie"
-        met = ratio >= target
         rows.append(
-            BenchRow(f"engine {name}, {where}", ratio, "times faster", target, met, against)
+            build_row(
+                f"engine {name}, {where}",
+                ratio,
+                "times faster",
+                least=TARGETS[name, n_prompts],
+                against="Hugging Face constrained generate, dict trie",
+            )
         )
     return rows

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -24,6 +23,7 @@ from genrec.eval.protocol import Question, SystemResult
 from genrec.eval.provenance import ModelRecord
 from genrec.eval.recipe import EvalRecipe
 from genrec.eval.summary import Summary
+from genrec.html_page import render_page
 from genrec.manifest import Manifest
 from genrec.types import IndexArray
 
@@ -54,13 +54,10 @@ def write_report(path: Path, given: ReportInput) -> None:
 
 def render_report(given: ReportInput) -> str:
     """The report as HTML text."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     recipe, summary = given.recipe, given.summary
     held_out = len(given.dataset.holdout(recipe.split).user_index)
-    return template.render(
+    return render_page(
+        _TEMPLATE,
         recipe=recipe,
         summary=summary,
         version=given.versions.get("genrec", "from a checkout"),

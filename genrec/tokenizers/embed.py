@@ -1,4 +1,4 @@
-"""The `embed` step: item text to an `embeddings/` artefact, and back from disk.
+"""The `embed` step: text of items or users to an `embeddings/` artefact, and back from disk.
 
 Owns the artefact's files. Knows neither how a text becomes a vector nor what vectors are for.
 """
@@ -13,8 +13,9 @@ import polars as pl
 
 from genrec.artifact import Artifact, load_artifact, write_artifact
 from genrec.errors import ArtifactError, DataError
-from genrec.tokenizers.encoder import build_encoder, encode_with_cache
+from genrec.tokenizers.encoder import TextEngine, build_encoder, encode_with_cache
 from genrec.tokenizers.recipe import EmbedRecipe
+from genrec.tokenizers.user_text import read_user_texts
 from genrec.tokenizers.vector_cache import default_cache
 from genrec.tokenizers.vectors import VectorRows, open_shards, write_shards
 
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One vector an item, in the catalogue's order.
+    """One vector an item or user, in the order of `item_ids`.
 
     Shapes:
         vectors: (N, D) float32 rows, memory-mapped.
@@ -37,30 +38,42 @@ class Embeddings:
 
 
 def make_embeddings(
-    recipe: EmbedRecipe, data: Path, out: Path, *, cache: Path | None = None
+    recipe: EmbedRecipe,
+    data: Path,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    engine: TextEngine | None = None,
 ) -> Artifact:
-    """The `embeddings/` artefact of a catalogue's item text.
+    """The `embeddings/` artefact of a catalogue's item text, or of its users' reviews.
 
     Args:
-        recipe: encoder and its values.
+        recipe: whose text, encoder and its values.
         data: a `data/` artefact.
         out: the directory to write.
         cache: where vectors of single texts are kept between runs; `$GENREC_CACHE` by default.
+        engine: where texts are embedded; None is here.
 
     Raises:
         ArtifactError: `data` is no complete data artefact, or `out` cannot be written.
-        DataError: the catalogue is empty, or no item has text.
+        ClusterError: a cluster that cannot be reached, or a fault on it.
+        DataError: the catalogue is empty, or no item has text, or no user a review.
         ModelError: the encoder's model cannot be loaded, or gives values that are not finite.
+        RecipeError: an encoder whose work cannot be split over a cluster.
     """
     catalogue = load_artifact(data, step="data")
-    item_ids, texts = _read_texts(catalogue.path)
+    users = recipe.subject == "users"
+    item_ids, texts = read_user_texts(data) if users else _read_texts(catalogue.path)
     encoder = build_encoder(recipe)
+    split = engine.split_texts(recipe, encoder) if engine is not None else None
     with write_artifact(out, step="embed", recipe=recipe, inputs={"data": catalogue}) as work:
-        vectors = encode_with_cache(encoder, texts, cache or default_cache(), recipe.shard_items)
-        write_shards([vectors], work.path)
+        chunks = encode_with_cache(
+            encoder, texts, cache or default_cache(), recipe.shard_items, encode_shards=split
+        )
+        work.facts["items"], work.facts["dimensions"] = write_shards(chunks, work.path)
         pl.DataFrame({"item_id": item_ids}).write_parquet(work.path / ITEMS_FILE)
-        work.facts["items"], work.facts["dimensions"] = vectors.shape
         work.facts["items_without_text"] = sum(not text.strip() for text in texts)
+        work.facts["subject"] = recipe.subject
     return work.artifact
 
 

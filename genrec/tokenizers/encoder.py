@@ -7,7 +7,8 @@ cache, the others sorted by length and kept shard by shard. Knows no item and no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -56,22 +57,49 @@ def build_encoder(recipe: EmbedRecipe) -> TextEncoder:
     return find_choice("encoder", recipe.encoder, ENCODERS)(recipe)
 
 
+ShardEncoder = Callable[[Sequence[Sequence[str]]], Iterator[tuple[int, FloatArray]]]
+"""From shards of texts to each shard's number and vectors, in any order."""
+
+
+class TextEngine(Protocol):
+    """Embeds texts elsewhere than in this process, with the same result."""
+
+    def split_texts(self, recipe: EmbedRecipe, encoder: TextEncoder) -> ShardEncoder:
+        """What embeds shards of texts.
+
+        Raises:
+            RecipeError: an encoder whose work cannot be split.
+        """
+        ...
+
+
 def encode_with_cache(
-    encoder: TextEncoder, texts: Sequence[str], cache: Path, shard_items: int
-) -> FloatArray:
-    """Vectors (N, D) of the texts; none that the cache holds, and none twice, is embedded.
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    cache: Path,
+    shard_items: int,
+    *,
+    encode_shards: ShardEncoder | None = None,
+) -> Iterator[FloatArray]:
+    """Vectors (n, D) of the texts, chunk by chunk and in their order.
+
+    No text that the cache holds is embedded, and none twice. Vectors go through the cache's files,
+    so that memory does not grow with them; only an encoder without a digest, whose vectors depend
+    on all texts, gives them in one chunk.
 
     Args:
         encoder: what embeds the texts that are new.
         texts: one an item.
         cache: folder of all caches; not used by an encoder without a digest.
         shard_items: texts between two writes.
+        encode_shards: embeds shards of texts elsewhere; None does so here, with the encoder.
 
     Raises:
         ModelError: the encoder gave a value that is not finite.
     """
     if not encoder.digest:
-        return _check_finite(encoder.encode_texts(texts))
+        yield _check_finite(encoder.encode_texts(texts))
+        return
     held = VectorCache(cache / encoder.digest)
     keys = [hash_text(text) for text in texts]
     new = {key: text for key, text in zip(keys, texts, strict=True) if key not in held}
@@ -80,13 +108,20 @@ def encode_with_cache(
     _log.info(
         "embed: %s texts to embed, %s cached", f"{len(work):,}", f"{len(texts) - len(work):,}"
     )
-    with show_progress("embedding items", total=len(work), unit="items") as advance:
-        for start in range(0, len(work), shard_items):
-            shard = work[start : start + shard_items]
-            vectors = _check_finite(encoder.encode_texts([text for _, text in shard]))
-            held.add_shard([key for key, _ in shard], vectors)
-            advance(len(shard))
-    return held.find_vectors(keys)
+    shards = [work[start : start + shard_items] for start in range(0, len(work), shard_items)]
+    run = encode_shards or partial(_encode_here, encoder)
+    with show_progress("embedding texts", total=len(work), unit="texts") as advance:
+        for number, vectors in run([[text for _, text in shard] for shard in shards]):
+            held.add_shard([key for key, _ in shards[number]], _check_finite(vectors))
+            advance(len(vectors))
+    yield from held.find_vectors(keys)
+
+
+def _encode_here(
+    encoder: TextEncoder, shards: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, FloatArray]]:
+    for number, shard in enumerate(shards):
+        yield number, encoder.encode_texts(shard)
 
 
 def _check_finite(vectors: FloatArray) -> FloatArray:

@@ -16,10 +16,16 @@ from numpy.typing import NDArray
 from genrec.errors import DataError
 from genrec.recipe import find_choice
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.fsq import make_fsq
+from genrec.tokenizers.gmc import Gmc, find_gmc_needs
+from genrec.tokenizers.imported import Imported
 from genrec.tokenizers.inputs import VECTORS, FitInput
+from genrec.tokenizers.letter import build_letter, find_letter_needs
+from genrec.tokenizers.opq import ProductCodes
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.rqkmeans import RqKMeans
 from genrec.tokenizers.rqvae import RqVae
+from genrec.tokenizers.ulmrec import UlmRec
 from genrec.tokenizers.vectors import VectorRows, read_chunks
 from genrec.types import FloatArray
 
@@ -87,6 +93,25 @@ class SpellsCodes(Protocol):
         ...
 
 
+@runtime_checkable
+class FixesLevels(Protocol):
+    """A quantizer whose first levels say what an item is, and may not change to be unique."""
+
+    @property
+    def fixed_levels(self) -> int:
+        """How many levels these are."""
+        ...
+
+
+@runtime_checkable
+class ExtendsCodes(Protocol):
+    """A quantizer whose codes say nothing of an item, so that new items get any that are free."""
+
+    def extend_codes(self, n_items: int, taken: CodeArray) -> CodeArray:
+        """Codes (n, L) for that many new items, none of them among those that are taken (M, L)."""
+        ...
+
+
 QuantizerMaker = Callable[[TokenizeRecipe, int], Quantizer]
 
 
@@ -103,9 +128,20 @@ def _need_vectors(recipe: TokenizeRecipe) -> frozenset[str]:
     return frozenset({VECTORS})
 
 
+def _need_nothing(recipe: TokenizeRecipe) -> frozenset[str]:
+    del recipe
+    return frozenset()
+
+
 QUANTIZERS: dict[str, QuantizerKind | QuantizerMaker] = {
+    "imported": QuantizerKind(Imported, _need_nothing),
     "rqvae": QuantizerKind(RqVae, _need_vectors),
+    "fsq": QuantizerKind(make_fsq, _need_vectors),
+    "letter": QuantizerKind(build_letter, find_letter_needs),
+    "gmc": QuantizerKind(Gmc, find_gmc_needs),
+    "ulmrec-users": QuantizerKind(UlmRec, _need_vectors),
     "rqkmeans": QuantizerKind(RqKMeans, _need_vectors),
+    "opq": QuantizerKind(ProductCodes, _need_vectors),
 }
 
 

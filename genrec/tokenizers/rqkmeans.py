@@ -3,26 +3,37 @@
 Owns the fit and the greedy encoding. Has no network and no schedule, so it is the quick choice for
 a small catalogue. Knows neither items nor uniqueness.
 
-Source: the tokenizer of OneRec (Deng et al. 2025) and GRID (Ju et al. 2025), except that clusters
-are not of equal size; instead each level weighs items by the inverse of their residual's squared
-length. On amazon14-beauty this raised the last level's perplexity from 113 to 196 of 256, and
-lowered collisions from 14.6% to 11.9% and the cosine from 0.946 to 0.939.
+Source: the tokenizer of OneRec (Deng et al. 2025) and GRID (Ju et al. 2025). Three things go beyond
+both, each of which the recipe can switch off. Each level weighs items by the inverse of their
+residual's squared length. All levels' centres are fitted to each other afterwards, as in additive
+quantization (Babenko and Lempitsky 2014), while codes stay greedy. And clusters of equal size, which
+are OneRec's and not GRID's, are found by an auction whose prices are kept for new items.
+
+On amazon14-beauty (12,101 items, lsa 256, 4 x 256 codes) plain k-means leaves 10.1% of the variance,
+weighing 10.9% and with the fit afterwards 8.5%, while collisions fall from 15.6% to 13.3%.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from genrec.errors import ArtifactError
 from genrec.progress import track_progress
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.balanced import fit_even_centres
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.kmeans import (
+    KMeansPlan,
+    find_few_distinct,
+    fit_centres,
+    sample_rows,
+    sum_clusters,
+)
+from genrec.tokenizers.nearest_code import NearestCode
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.vectors import read_chunks
 from genrec.types import FloatArray
 
-_CHUNK_ITEMS = 8192
 _WEIGHT_FLOOR = 1e-3
 
 
@@ -32,9 +43,9 @@ class RqKMeans:
     def __init__(self, recipe: TokenizeRecipe, dimensions: int) -> None:
         """Codebooks of zeros, until they are fitted or restored."""
         self._recipe = recipe
-        self._codebooks = tuple(
-            np.zeros((size, dimensions), dtype=np.float32) for size in recipe.codebook_sizes
-        )
+        sizes = recipe.codebook_sizes
+        self._codebooks = tuple(np.zeros((size, dimensions), dtype=np.float32) for size in sizes)
+        self._prices = tuple(np.zeros(size, dtype=np.float32) for size in sizes)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -47,60 +58,95 @@ class RqKMeans:
         return self._codebooks
 
     def fit(self, given: FitInput) -> list[dict[str, float]]:
-        """Cluster the residuals level by level; the mean squared error left after each."""
-        residual = np.array(given.rows[:], dtype=np.float32)
-        books: list[FloatArray] = []
-        history = []
+        """Cluster the residuals level by level; the mean squared error left after each.
+
+        Looks at a sample of the items only, where there are more than `sample_items`.
+        """
+        values = self._recipe.rqkmeans
+        rows = sample_rows(given.rows, values.sample_items, self._recipe.seed)
+        residual = rows.copy()
+        books, prices, history = [], [], []
         sizes = self._recipe.codebook_sizes
         for level, size in enumerate(track_progress(sizes, "clustering", unit="levels")):
-            book = self._cluster(residual, size)
+            book, price = self._cluster(residual, size)
             books.append(book)
-            residual -= book[_find_nearest(residual, book)]
+            prices.append(price)
+            residual -= book[self._search(book, price).find_codes(residual)]
             history.append({"level": float(level), "error": float((residual**2).mean())})
-        self._codebooks = tuple(books)
+        self._codebooks, self._prices = tuple(books), tuple(prices)
+        if not values.equal_sizes:  # other centres would need other prices
+            history.extend(self._refine(rows, history[-1]["error"]))
         return history
 
-    def _cluster(self, residual: FloatArray, size: int) -> FloatArray:
-        """`size` centres; where fewer rows are distinct, the rest of the centres are zero."""
-        distinct = np.unique(residual, axis=0)
-        if len(distinct) <= size:
-            book = np.zeros((size, residual.shape[1]), dtype=np.float32)
-            book[: len(distinct)] = distinct
-            return book
+    def _cluster(self, residual: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
+        """`size` centres, and what is added to the distance to each."""
         values = self._recipe.rqkmeans
-        found = KMeans(
-            size,
-            n_init=values.restarts,
-            max_iter=values.iterations,
-            random_state=self._recipe.seed,
-        ).fit(residual, sample_weight=_weigh_items(residual, values.balance))
-        centres: FloatArray = found.cluster_centers_.astype(np.float32)
-        return centres
+        plan = KMeansPlan(values.iterations, self._recipe.seed, values.restarts)
+        if values.equal_sizes and find_few_distinct(residual, size) is None:
+            found = fit_even_centres(residual, size, plan)
+            return found.centres, found.prices
+        weights = None
+        if values.balance and not values.equal_sizes and residual.any():
+            weights = _weigh_items(residual, values.balance)
+        return fit_centres(residual, size, plan, weights), np.zeros(size, dtype=np.float32)
+
+    def _refine(self, rows: FloatArray, error: float) -> list[dict[str, float]]:
+        """Move each centre to the middle of what the other levels leave to it, while errors fall."""
+        history = []
+        for step in range(self._recipe.rqkmeans.refine_rounds):
+            before = self._codebooks
+            codes = self._encode_rows(rows)
+            residual = rows - self.decode_codes(codes)
+            books = []
+            for level, book in enumerate(before):
+                sums, counts = sum_clusters(residual, codes[:, level], len(book))
+                shift = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+                books.append(book + shift)
+                residual -= shift[codes[:, level]]
+            self._codebooks = tuple(books)
+            left = rows - self.decode_codes(self._encode_rows(rows))
+            last, error = error, float((left**2).mean())
+            if error >= last:
+                self._codebooks = before
+                break
+            history.append({"refinement": float(step), "error": error})
+        return history
 
     def project(self, given: FitInput) -> FloatArray:
         """The vectors themselves."""
         return np.asarray(given.rows[:], dtype=np.float32)
 
     def encode(self, given: FitInput) -> CodeArray:
-        """At each level the code nearest to what is left."""
+        """At each level the code nearest to what is left, prices added where sizes are equal."""
         codes = np.empty((given.n_items, len(self._codebooks)), dtype=np.int32)
         for start, chunk in read_chunks(given.rows):
-            residual = chunk.copy()
-            for level, book in enumerate(self._codebooks):
-                nearest = _find_nearest(residual, book)
-                codes[start : start + len(chunk), level] = nearest
-                residual -= book[nearest]
+            codes[start : start + len(chunk)] = self._encode_rows(chunk)
         return codes
+
+    def _encode_rows(self, rows: FloatArray) -> CodeArray:
+        residual = rows.copy()
+        codes = np.empty((len(rows), len(self._codebooks)), dtype=np.int32)
+        for level, (book, price) in enumerate(zip(self._codebooks, self._prices, strict=True)):
+            codes[:, level] = self._search(book, price).find_codes(residual)
+            residual -= book[codes[:, level]]
+        return codes
+
+    def _search(self, book: FloatArray, price: FloatArray) -> NearestCode:
+        return NearestCode(book, price if self._recipe.rqkmeans.equal_sizes else None)
 
     def decode_codes(self, codes: CodeArray) -> FloatArray:
         """The sum of the codes' centres."""
-        parts = [book[codes[:, level]] for level, book in enumerate(self._codebooks)]
-        total: FloatArray = np.sum(parts, axis=0, dtype=np.float32)
+        total = self._codebooks[0][codes[:, 0]]
+        for level, book in enumerate(self._codebooks[1:], start=1):
+            total += book[codes[:, level]]
         return total
 
     def list_weights(self) -> dict[str, FloatArray]:
-        """The codebooks, by level."""
-        return {f"codebooks.{level}": book for level, book in enumerate(self._codebooks)}
+        """The codebooks, by level, and the prices of equal sizes."""
+        weights = {f"codebooks.{level}": book for level, book in enumerate(self._codebooks)}
+        if self._recipe.rqkmeans.equal_sizes:
+            weights |= {f"prices.{level}": price for level, price in enumerate(self._prices)}
+        return weights
 
     def restore_weights(self, weights: dict[str, FloatArray]) -> None:
         """Take over codebooks that `list_weights` gave.
@@ -112,7 +158,10 @@ class RqKMeans:
         found = {name: value.shape for name, value in weights.items()}
         if expected != found:
             raise ArtifactError(f"weights {found} are not those of this rqkmeans: {expected}")
-        self._codebooks = tuple(weights[name] for name in expected)
+        levels = range(len(self._codebooks))
+        self._codebooks = tuple(weights[f"codebooks.{level}"] for level in levels)
+        if self._recipe.rqkmeans.equal_sizes:
+            self._prices = tuple(weights[f"prices.{level}"] for level in levels)
 
 
 def _weigh_items(residual: FloatArray, balance: float) -> FloatArray:
@@ -124,12 +173,3 @@ def _weigh_items(residual: FloatArray, balance: float) -> FloatArray:
     weights = (squares / squares.mean() + _WEIGHT_FLOOR) ** (-balance / 2)
     scaled: FloatArray = (weights / weights.mean()).astype(np.float32)
     return scaled
-
-
-def _find_nearest(residual: FloatArray, book: FloatArray) -> CodeArray:
-    squares = (book**2).sum(axis=1)
-    nearest = [
-        np.argmin(squares - 2 * residual[start : start + _CHUNK_ITEMS] @ book.T, axis=1)
-        for start in range(0, len(residual), _CHUNK_ITEMS)
-    ]
-    return np.concatenate(nearest).astype(np.int32)

@@ -76,7 +76,7 @@ class RqVaeSection(Section):
         default=(512,), description="Encoder layers between input and latent; mirrored to decode."
     )
     latent_size: int = Field(default=32, ge=1, description="Width that is quantized.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Before each hidden layer.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Before each layer.")
     commitment: float = Field(
         default=0.25, ge=0, description="Weight of the pull of latents towards their codes."
     )
@@ -107,7 +107,7 @@ class RqVaeSection(Section):
         default=0.9, ge=0, lt=1, description="Memory of the moving averages that codes follow."
     )
     dead_code_share: float = Field(
-        default=0.5,
+        default=0.1,
         ge=0,
         lt=1,
         description="Codes used less than this share of an even use restart; 0 never does.",
@@ -136,7 +136,7 @@ class LetterSection(Section):
         "interactions.",
     )
     factor_dimensions: int = Field(default=32, ge=1, description="Width of that SVD.")
-    alignment: float = Field(default=0.02, ge=0, description="Weight of the collaborative loss.")
+    alignment: float = Field(default=0.1, ge=0, description="Weight of the collaborative loss.")
     diversity: float = Field(default=1e-4, ge=0, description="Weight of the diversity loss.")
     clusters: int = Field(default=10, ge=2, description="Groups of a codebook, for diversity.")
 
@@ -158,10 +158,22 @@ class GmcSection(Section):
 class UlmRecSection(Section):
     """ULMRec's fusion of a user's review vector with a learned embedding of the user's id."""
 
-    heads: int = Field(default=4, ge=1, description="Attention heads of the fusion.")
+    id_dimensions: int = Field(default=64, ge=1, description="Width of ids and attention.")
+    heads: int = Field(default=4, ge=1, description="Attention heads; they divide that width.")
     id_share: float = Field(
         default=0.5, ge=0, le=1, description="Length of the id's part, reviews being 1."
     )
+    id_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Users of a batch who train with the mean id instead."
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.id_dimensions % self.heads:
+            raise ValueError(
+                f"heads ({self.heads}) must divide id_dimensions ({self.id_dimensions})"
+            )
+        return self
 
 
 class RqKMeansSection(Section):
@@ -175,11 +187,16 @@ class RqKMeansSection(Section):
         le=4,
         description="Power of a residual's length by which its weight falls; 0 is plain k-means.",
     )
+    refine_rounds: int = Field(
+        default=5, ge=0, description="Rounds that fit all levels' centres to each other afterwards."
+    )
     equal_sizes: bool = Field(
-        default=False, description="Clusters of a level hold equally many items (OneRec)."
+        default=False,
+        description="Clusters of a level hold equally many items (OneRec); sets aside `balance` "
+        "and `refine_rounds`.",
     )
     sample_items: int | None = Field(
-        default=1_000_000, ge=1, description="Items that centres are fitted to, at most; None: all."
+        default=200_000, ge=1, description="Items that centres are fitted to, at most; None: all."
     )
 
 

@@ -7,20 +7,25 @@ quantizer behind the codes is opened only when vectors are quantized. Files are 
 
 from __future__ import annotations
 
-from collections import Counter
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from genrec.errors import ArtifactError, DataError, UnknownItemError, join_problems
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.code_use import count_groups
+from genrec.tokenizers.hub import fetch_folder, names_repository, send_folder
 from genrec.tokenizers.inputs import FitInput
 from genrec.tokenizers.quantizer import Quantizer, build_quantizer, check_vectors
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.sid_text import check_levels, format_sid, format_token, parse_sid
+from genrec.tokenizers.sid_text import check_levels, format_sids, format_token, parse_sid
 from genrec.tokenizers.tokenizer_files import (
+    HUB_FILES,
     REMEDY,
     Fitted,
     Lineage,
@@ -48,6 +53,7 @@ class SemanticIdTokenizer:
         raw_codes: CodeArray | None = None,
         sids: Sequence[str] | None = None,
         lineage: Lineage | None = None,
+        quality: dict[str, Any] | None = None,
     ) -> None:
         """Take over codes that were made unique, and the quantizer that made them.
 
@@ -58,6 +64,7 @@ class SemanticIdTokenizer:
             raw_codes: (N, L) before uniqueness.
             sids: the text of each ID, where it is not spelled `<a_12><b_7>`.
             lineage: version and removed items.
+            quality: what `measure_quality` gave, for the card; None if unknown.
 
         Raises:
             DataError: items or codes that are not unique, or do not fit each other or the recipe.
@@ -67,6 +74,7 @@ class SemanticIdTokenizer:
         self.fitted = fitted
         self.raw_codes = raw_codes
         self.lineage = lineage or Lineage()
+        self.quality = quality
         self._given_sids = None if sids is None else tuple(sids)
         problems = list(self._find_faults())
         if problems:
@@ -102,7 +110,7 @@ class SemanticIdTokenizer:
         """Every item's semantic ID, in the order of `item_ids`."""
         if self._given_sids is not None:
             return self._given_sids
-        return tuple(format_sid(row, self.fitted.prefix) for row in self.codes.tolist())
+        return tuple(format_sids(self.codes, self.fitted.prefix).to_list())
 
     @cached_property
     def quantizer(self) -> Quantizer:
@@ -169,11 +177,18 @@ class SemanticIdTokenizer:
         """The quantizer's own codes (N, L) for any vectors; items may share them.
 
         Raises:
-            DataError: vectors of another width, or not finite.
+            DataError: vectors of another width, or not finite; or codes do not come from vectors.
         """
+        if not self.fitted.dimensions:
+            raise DataError(
+                f"the codes of quantizer {self.recipe.quantizer!r} do not come from vectors, so it "
+                f"has none to give them; fit a quantizer of vectors, such as rqvae or rqkmeans"
+            )
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         check_vectors(vectors, "the input", self.fitted.dimensions)
-        return self.quantizer.encode(FitInput(tuple(map(str, range(len(vectors)))), vectors))
+        # Names that no item or user has: some quantizers know those that they were fitted to.
+        nobody = tuple(f"\0{row}" for row in range(len(vectors)))
+        return self.quantizer.encode(FitInput(nobody, vectors, subject=self.fitted.subject))
 
     def tokens(self) -> tuple[tuple[str, ...], ...]:
         """Every token there can be, by level and code, used or not.
@@ -192,28 +207,64 @@ class SemanticIdTokenizer:
         )
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config, weights and codes into a directory, which is made if missing."""
-        record = TokenizerRecord(
-            self.item_ids, self.codes, self.sids, self.fitted, self.raw_codes, self.lineage
-        )
-        write_record(record, Path(path), spelled=self.is_spelled)
+        """Write config, weights, codes and card into a directory, which is made if missing."""
+        write_record(self._record, Path(path))
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> SemanticIdTokenizer:
-        """The tokenizer in a directory: a `tokenizer/` artefact, or what `save_pretrained` wrote.
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Send what `save_pretrained` writes to a repository of a model hub; its address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is new.
+            private: whether a new repository is hidden from others.
+            token: of the account; None takes the one that `hf auth login` saved.
 
         Raises:
-            ArtifactError: files missing, half written, or not written together.
+            ArtifactError: a bad name, or the account may not write there.
+            ModelError: the hub cannot be reached.
         """
-        record, spelled = read_record(Path(path))
+        with tempfile.TemporaryDirectory() as folder:
+            write_record(self._record, Path(folder), name=repo_id)
+            return send_folder(Path(folder), repo_id, private=private, token=token)
+
+    @property
+    def _record(self) -> TokenizerRecord:
+        return TokenizerRecord(
+            self.item_ids,
+            self.codes,
+            self._given_sids,
+            self.fitted,
+            self.raw_codes,
+            self.lineage,
+            self.quality,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, revision: str | None = None
+    ) -> SemanticIdTokenizer:
+        """The tokenizer in a directory (an artefact, or by `save_pretrained`), or on a model hub.
+
+        Args:
+            path: a directory, or a hub's OWNER/NAME where no such directory is.
+            revision: the hub's branch, tag or commit; None is the main branch.
+
+        Raises:
+            ArtifactError: files missing, half written, or not written together; or the hub has no
+                such repository.
+            ModelError: the hub cannot be reached.
+        """
+        if names_repository(path):
+            path = fetch_folder(str(path), revision, HUB_FILES)
+        record = read_record(Path(path))
         try:
             return cls(
                 record.item_ids,
                 record.codes,
                 record.fitted,
                 raw_codes=record.raw_codes,
-                sids=None if spelled else record.sids,
+                sids=record.sids,
                 lineage=record.lineage,
+                quality=record.quality,
             )
         except DataError as error:
             raise ArtifactError(f"{path} does not hold together: {error}; {REMEDY}") from error
@@ -229,12 +280,14 @@ class SemanticIdTokenizer:
         faults = []
         if ((self.codes < 0) | (self.codes >= np.array(sizes))).any():
             faults.append(f"codes lie outside codebooks of sizes {list(sizes)}")
-        shared = len(self.codes) - len(np.unique(self.codes, axis=0))
+        shared = len(self.codes) - len(count_groups(self.codes))
         if shared:
             faults.append(
                 f"{shared:,} items share all their codes with another; assign unique ones"
             )
-        repeated = [item_id for item_id, count in Counter(self.item_ids).items() if count > 1]
-        if repeated:
+        # Python's sets and counters would take more memory than the ids themselves.
+        ids = pl.Series(self.item_ids, dtype=pl.String)
+        if ids.n_unique() < len(ids):
+            repeated = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
             faults.append(f"{len(repeated):,} item ids come twice, such as {repeated[0]!r}")
         return faults

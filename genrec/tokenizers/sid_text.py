@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from numpy.typing import NDArray
 
 from genrec.errors import CapacityError, DataError
 
@@ -55,6 +59,24 @@ def format_sid(codes: Sequence[int], prefix: str = "") -> str:
     """
     check_levels(len(codes))
     return "".join(format_token(level, int(code), prefix) for level, code in enumerate(codes))
+
+
+def format_sids(codes: NDArray[Any], prefix: str = "") -> pl.Series:
+    """The texts of many code sequences, as `format_sid` gives each, without a Python string each.
+
+    Shapes:
+        codes: (N, L) integers from 0.
+
+    Raises:
+        CapacityError: no code, or more codes than letters.
+    """
+    n_levels = codes.shape[1]
+    check_levels(n_levels)
+    levels = pl.DataFrame({LEVEL_LETTERS[level]: codes[:, level] for level in range(n_levels)})
+    parts = [
+        part for name in levels.columns for part in (pl.lit(f"<{prefix}{name}_"), name, pl.lit(">"))
+    ]
+    return levels.select(sid=pl.concat_str(parts)).to_series()
 
 
 def parse_sid(text: str, prefix: str = "") -> tuple[int, ...]:

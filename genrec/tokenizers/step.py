@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from genrec.artifact import Artifact, write_artifact
 from genrec.manifest import write_json
@@ -16,6 +16,7 @@ from genrec.tokenizers.assign import Assignment, CodeArray, check_capacity
 from genrec.tokenizers.inputs import FitInput, read_input
 from genrec.tokenizers.quality import Vocabulary, format_quality, measure_quality
 from genrec.tokenizers.quantizer import (
+    FixesLevels,
     LossHistory,
     Quantizer,
     SpellsCodes,
@@ -28,7 +29,6 @@ from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.tokenizer_files import Fitted
 from genrec.tokenizers.unique import Collisions, keep_codes, make_unique
 
-QUALITY_FILE = "quality.json"
 HISTORY_FILE = "history.json"
 _log = logging.getLogger(__name__)
 
@@ -42,8 +42,23 @@ class FitResult:
     history: LossHistory
 
 
+class CodeEngine(Protocol):
+    """Encodes items elsewhere than in this process, with the same result."""
+
+    def encode_items(
+        self, recipe: TokenizeRecipe, quantizer: Quantizer, given: FitInput
+    ) -> CodeArray:
+        """The codes of each item of artefacts on disk, by a fitted quantizer."""
+        ...
+
+
 def make_tokenizer(
-    recipe: TokenizeRecipe, embeddings: Path | None, out: Path, *, data: Path | None = None
+    recipe: TokenizeRecipe,
+    embeddings: Path | None,
+    out: Path,
+    *,
+    data: Path | None = None,
+    engine: CodeEngine | None = None,
 ) -> Artifact:
     """The `tokenizer/` artefact: a fitted quantizer, and codes of its own for every item.
 
@@ -52,10 +67,12 @@ def make_tokenizer(
         embeddings: an `embeddings/` artefact; None for a quantizer that needs no vectors.
         out: the directory to write.
         data: a `data/` artefact, for quantizers that look at interactions, titles or domains.
+        engine: where items are encoded once the quantizer is fitted; None is here.
 
     Raises:
         ArtifactError: an input is no complete artefact, or `out` cannot be written.
         CapacityError: more items than the codebooks can name.
+        ClusterError: a cluster that cannot be reached, or a fault on it.
         DataError: vectors that are not finite, or an input that the quantizer needs is missing.
         RecipeError: an unknown quantizer.
     """
@@ -63,7 +80,7 @@ def make_tokenizer(
     given = read_input(needs, embeddings, data, who=recipe.quantizer)
     check_input(recipe, given, str(embeddings))
     with write_artifact(out, step="tokenize", recipe=recipe, inputs=given.artifacts) as work:
-        result = fit_tokenizer(recipe, given)
+        result = fit_tokenizer(recipe, given, engine)
         write_result(result, work.path)
         work.facts.update(describe_tokenizer(result.tokenizer, result.quality))
     _log.info("tokenize: %s", format_quality(result.quality))
@@ -72,8 +89,8 @@ def make_tokenizer(
 
 def write_result(result: FitResult, folder: Path) -> None:
     """Write the tokenizer, its quality summary and its loss history."""
+    result.tokenizer.quality = result.quality
     result.tokenizer.save_pretrained(folder)
-    write_json(folder / QUALITY_FILE, result.quality)
     write_json(folder / HISTORY_FILE, result.history)
 
 
@@ -99,11 +116,19 @@ def check_input(recipe: TokenizeRecipe, given: FitInput, source: str) -> None:
     if given.vectors is not None:
         check_vectors(given.vectors, source)
     # A suffix makes room for any number of items; a quantizer without codebooks checks itself.
-    if recipe.unique != "suffix" and build_quantizer(recipe, given.dimensions).codebooks:
+    # Nor are all codes open to each item where some levels are fixed: that quantizer checks, too.
+    quantizer = build_quantizer(recipe, given.dimensions)
+    if recipe.unique != "suffix" and quantizer.codebooks and not _count_fixed(quantizer):
         check_capacity(given.n_items, recipe.codebook_sizes)
 
 
-def fit_tokenizer(recipe: TokenizeRecipe, given: FitInput) -> FitResult:
+def _count_fixed(quantizer: Quantizer) -> int:
+    return quantizer.fixed_levels if isinstance(quantizer, FixesLevels) else 0
+
+
+def fit_tokenizer(
+    recipe: TokenizeRecipe, given: FitInput, engine: CodeEngine | None = None
+) -> FitResult:
     """A tokenizer fitted to items in memory or memory-mapped.
 
     Raises:
@@ -113,7 +138,28 @@ def fit_tokenizer(recipe: TokenizeRecipe, given: FitInput) -> FitResult:
     check_input(recipe, given, "the vectors to tokenize")
     quantizer = build_quantizer(recipe, given.dimensions)
     history = quantizer.fit(given)
-    raw = quantizer.encode(given)
+    return code_items(recipe, quantizer, given, history, engine)
+
+
+def code_items(
+    recipe: TokenizeRecipe,
+    quantizer: Quantizer,
+    given: FitInput,
+    history: LossHistory,
+    engine: CodeEngine | None = None,
+) -> FitResult:
+    """What follows a fit: the items encoded, their codes made unique, and the result measured.
+
+    Memory grows with the ids and codes of the items, not with their vectors.
+
+    Raises:
+        CapacityError: more items than the codebooks can name.
+    """
+    # Codes that come from no vector are there already once they are fitted.
+    if engine is not None and quantizer.codebooks:
+        raw = engine.encode_items(recipe, quantizer, given)
+    else:
+        raw = quantizer.encode(given)
     assignment = separate_items(recipe, quantizer, given, raw)
     quality = measure_quality(
         Vocabulary(
@@ -137,14 +183,29 @@ def fit_tokenizer(recipe: TokenizeRecipe, given: FitInput) -> FitResult:
         fitted,
         raw_codes=raw,
         sids=sids,
+        quality=quality,
     )
     return FitResult(tokenizer, quality, history)
 
 
 def separate_items(
-    recipe: TokenizeRecipe, quantizer: Quantizer, given: FitInput, raw: CodeArray
+    recipe: TokenizeRecipe,
+    quantizer: Quantizer,
+    given: FitInput,
+    raw: CodeArray,
+    *,
+    taken: CodeArray | None = None,
+    suffix_size: int | None = None,
 ) -> Assignment:
     """The quantizer's codes made unique by the recipe's policy; kept where there are no codebooks.
+
+    Args:
+        recipe: names the policy.
+        quantizer: a fitted one.
+        given: the items.
+        raw: their codes.
+        taken: final codes of other items, which these may not get.
+        suffix_size: how many suffix codes there are, where that is decided already.
 
     Raises:
         CapacityError: there is no room for every item.
@@ -155,5 +216,8 @@ def separate_items(
         codes=raw,
         codebooks=quantizer.codebooks,
         read_latents=lambda rows: quantizer.project(given.select_items(rows)),
+        taken=taken,
+        suffix_size=suffix_size,
+        fixed_levels=_count_fixed(quantizer),
     )
     return make_unique(recipe.unique, collisions, recipe.uniqueness)

@@ -21,14 +21,18 @@ from genrec.errors import ArtifactError, join_problems
 from genrec.manifest import MANIFEST, PARTIAL, hash_file, read_json, write_json
 from genrec.recipe import parse_recipe, strip_header
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.model_card import CARD_FILE, NAMELESS, render_card
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.sid_text import USER_PREFIX
+from genrec.tokenizers.sid_text import USER_PREFIX, format_sids
 
 SCHEMA = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CODES_FILE = "codes.parquet"
 RETIRED_FILE = "retired.parquet"
+QUALITY_FILE = "quality.json"
+HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, CODES_FILE, RETIRED_FILE, QUALITY_FILE, CARD_FILE]
+"""What is sent to a hub and fetched from it; a manifest names paths of one machine."""
 _ALWAYS = (CONFIG_FILE, WEIGHTS_FILE, CODES_FILE)
 REMEDY = "make it again with `genrec tokenize`, or restore the files"
 
@@ -80,6 +84,10 @@ class Lineage:
 class TokenizerRecord:
     """Everything that a tokenizer's directory holds.
 
+    Attributes:
+        sids: the texts of the IDs; None where they are spelled `<a_12><b_7>` by the codes.
+        quality: what `measure_quality` gave; None if unknown.
+
     Shapes:
         codes: (N, L) int32, row i for `item_ids[i]`.
         raw_codes: (N, L) int32, before uniqueness; None if unknown.
@@ -87,29 +95,35 @@ class TokenizerRecord:
 
     item_ids: tuple[str, ...]
     codes: CodeArray
-    sids: tuple[str, ...]
+    sids: tuple[str, ...] | None
     fitted: Fitted
     raw_codes: CodeArray | None
     lineage: Lineage
+    quality: dict[str, Any] | None = None
 
 
-def write_record(record: TokenizerRecord, folder: Path, *, spelled: bool) -> None:
-    """Write config, weights and codes into a directory, which is made if missing."""
+def write_record(record: TokenizerRecord, folder: Path, *, name: str = NAMELESS) -> None:
+    """Write config, weights, codes, quality and card into a directory, which is made if missing.
+
+    Args:
+        record: what to write.
+        folder: the directory.
+        name: what the card says to load the tokenizer by.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fitted, lineage = record.fitted, record.lineage
     save_file(fitted.weights, folder / WEIGHTS_FILE)
-    columns: dict[str, Any] = {
-        "item_id": record.item_ids,
-        "codes": record.codes.tolist(),
-        "sid": record.sids,
-    }
-    if record.raw_codes is not None:
-        columns["raw_codes"] = record.raw_codes.tolist()
-    _frame_codes(columns).write_parquet(folder / CODES_FILE)
+    spelled = record.sids is None
+    _frame_codes(
+        item_id=record.item_ids,
+        codes=record.codes,
+        sid=format_sids(record.codes, fitted.prefix) if spelled else record.sids,
+        raw_codes=record.raw_codes,
+    ).write_parquet(folder / CODES_FILE)
     files = [WEIGHTS_FILE, CODES_FILE]
     if lineage.retired_ids:
-        retired = {"item_id": lineage.retired_ids, "codes": lineage.retired_codes.tolist()}
-        _frame_codes(retired).write_parquet(folder / RETIRED_FILE)
+        retired = _frame_codes(item_id=lineage.retired_ids, codes=lineage.retired_codes)
+        retired.write_parquet(folder / RETIRED_FILE)
         files.append(RETIRED_FILE)
     config = {
         "schema": SCHEMA,
@@ -126,15 +140,27 @@ def write_record(record: TokenizerRecord, folder: Path, *, spelled: bool) -> Non
         "files": {name: hash_file(folder / name) for name in files},
     }
     write_json(folder / CONFIG_FILE, config)
+    if record.quality is not None:
+        write_json(folder / QUALITY_FILE, record.quality)
+    card = render_card(config, record.quality, name)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _frame_codes(columns: dict[str, Any]) -> pl.DataFrame:
-    lists = {name: pl.List(pl.Int32) for name in columns if name.endswith("codes")}
-    return pl.DataFrame(columns, schema_overrides={"item_id": pl.String, **lists})
+def _frame_codes(**columns: Any) -> pl.DataFrame:
+    """A table of these columns; codes (N, L) become lists without a Python number each."""
+    return pl.DataFrame(
+        [
+            pl.Series(name, values, pl.Array(pl.Int32, values.shape[1])).arr.to_list()
+            if isinstance(values, np.ndarray)
+            else pl.Series(name, values, pl.String)
+            for name, values in columns.items()
+            if values is not None
+        ]
+    )
 
 
-def read_record(folder: Path) -> tuple[TokenizerRecord, bool]:
-    """What a tokenizer's directory holds, and whether its IDs are spelled `<a_12><b_7>`.
+def read_record(folder: Path) -> TokenizerRecord:
+    """What a tokenizer's directory holds.
 
     Raises:
         ArtifactError: files missing, half written, or not written together.
@@ -155,15 +181,15 @@ def read_record(folder: Path) -> tuple[TokenizerRecord, bool]:
         )
         table = pl.read_parquet(folder / CODES_FILE)
         has_raw = "raw_codes" in table.columns
-        record = TokenizerRecord(
+        return TokenizerRecord(
             tuple(table["item_id"].to_list()),
             stack_codes(table["codes"]),
-            tuple(table["sid"].to_list()),
+            None if config["spelled"] else tuple(table["sid"].to_list()),
             fitted,
             stack_codes(table["raw_codes"]) if has_raw else None,
             _read_lineage(folder, config),
+            _read_quality(folder),
         )
-        return record, bool(config["spelled"])
     except (KeyError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{folder} cannot be read: {error}; {REMEDY}") from error
 
@@ -190,6 +216,11 @@ def _read_lineage(folder: Path, config: dict[str, Any]) -> Lineage:
     table = pl.read_parquet(path)
     ids = tuple(table["item_id"].to_list())
     return Lineage(config["version"], config["parent"], ids, stack_codes(table["codes"]))
+
+
+def _read_quality(folder: Path) -> dict[str, Any] | None:
+    path = folder / QUALITY_FILE
+    return (read_json(path) or None) if path.is_file() else None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

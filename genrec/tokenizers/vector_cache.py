@@ -1,7 +1,8 @@
 """Vectors of texts, kept between runs.
 
 Owns the shards on disk: a text that was embedded once by a model is not embedded again, and a run
-that was killed goes on where it was. Knows neither items nor models, only keys and vectors.
+that was killed goes on where it was. Keys are held in memory, vectors are not. Knows neither items
+nor models.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from genrec.errors import ArtifactError
+from genrec.tokenizers.vectors import CHUNK_ROWS, ShardedVectors, map_tensor
 from genrec.types import FloatArray
 
 _log = logging.getLogger(__name__)
@@ -41,15 +44,17 @@ class VectorCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there; a shard that cannot be read is left out and logged."""
+        """Read the keys that are there; a shard that cannot be read is left out and logged."""
         self._folder = folder
-        self._rows: dict[bytes, tuple[int, int]] = {}
+        self._rows: dict[bytes, int] = {}
         self._shards: list[FloatArray] = []
+        self._n_rows = 0
         for path in sorted(folder.glob("*.safetensors")):
             try:
-                tensors = load_file(path)
-                keys, vectors = tensors["keys"], tensors["vectors"]
-            except (SafetensorError, KeyError) as error:
+                with safe_open(path, "numpy") as file:
+                    keys = file.get_tensor("keys")
+                vectors = map_tensor(path, "vectors")
+            except (SafetensorError, ArtifactError) as error:
                 _log.warning("cached vectors in %s are damaged and not used: %s", path, error)
                 continue
             self._take_over([row.tobytes() for row in keys], vectors)
@@ -62,21 +67,26 @@ class VectorCache:
         """Keep vectors (n, D) for these keys, on disk before this returns."""
         self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:32]
+        path = self._folder / f"{name}.safetensors"
         part = self._folder / f"{name}.{os.getpid()}.part"
         packed = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
         try:
-            save_file({"keys": packed, "vectors": np.ascontiguousarray(vectors)}, part)
-            part.replace(self._folder / f"{name}.safetensors")
+            save_file({"keys": packed, "vectors": np.ascontiguousarray(vectors, np.float32)}, part)
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        self._take_over(keys, vectors)
+        self._take_over(keys, map_tensor(path, "vectors"))
 
-    def find_vectors(self, keys: Sequence[bytes]) -> FloatArray:
-        """The vectors of these keys, in their order; every key must be held."""
-        places = [self._rows[key] for key in keys]
-        return np.stack([self._shards[shard][row] for shard, row in places])
+    def find_vectors(self, keys: Sequence[bytes], rows: int = CHUNK_ROWS) -> Iterator[FloatArray]:
+        """The vectors (n, D) of these keys, in their order, `rows` at a time.
+
+        Every key must be held. Memory does not grow with the number of keys.
+        """
+        held = ShardedVectors(self._shards)
+        for start in range(0, len(keys), rows):
+            yield held[np.array([self._rows[key] for key in keys[start : start + rows]])]
 
     def _take_over(self, keys: Sequence[bytes], vectors: FloatArray) -> None:
         self._shards.append(vectors)
-        shard = len(self._shards) - 1
-        self._rows.update((key, (shard, row)) for row, key in enumerate(keys))
+        self._rows.update((key, self._n_rows + row) for row, key in enumerate(keys))
+        self._n_rows += len(keys)

@@ -6,8 +6,10 @@ Owns the shards' files and how rows are read from them. Knows neither items nor 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,13 +18,18 @@ from genrec.errors import ArtifactError
 from genrec.types import FloatArray, IndexArray
 
 CHUNK_ROWS = 8192
-SHARD_ROWS = 500_000
+SHARD_BYTES = 1 << 28
+_READ_ROWS = 256
 VECTORS_NAME = "embeddings"
 _HEADER_BYTES = 8
 
 
 class ShardedVectors:
-    """The rows of several shards, one after the other, none of them loaded."""
+    """The rows of several shards, one after the other, none of them loaded.
+
+    What is read is copied, and the pages of the file that it came from are let go of: otherwise
+    they count as used memory until something else needs it, and a row at random holds 64 KiB.
+    """
 
     def __init__(self, shards: Sequence[FloatArray]) -> None:
         """Lay shards (n, D) end to end; arrays or memory maps of one width."""
@@ -42,10 +49,25 @@ class ShardedVectors:
         rows = np.where(rows < 0, rows + len(self), rows)
         result = np.empty((len(rows), self.shape[1]), dtype=np.float32)
         home = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(home):
-            places = np.flatnonzero(home == shard)
-            result[places] = self._shards[shard][rows[places] - self._starts[shard]]
+        order = np.argsort(home, kind="stable")
+        found, first = np.unique(home[order], return_index=True)
+        for shard, begin, end in zip(found, first, np.append(first, len(order))[1:], strict=True):
+            for part in range(begin, end, _READ_ROWS):
+                places = order[part : min(part + _READ_ROWS, end)]
+                result[places] = self._shards[shard][rows[places] - self._starts[shard]]
+                _release_pages(self._shards[shard])
         return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
+        """All rows, for functions of numpy; `copy` changes nothing, it is always one."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+def _release_pages(rows: FloatArray) -> None:
+    """Tell the kernel that a map's pages are not needed; reading them again is no error."""
+    mapped = rows.base if isinstance(rows, np.memmap) else None
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 VectorRows = FloatArray | ShardedVectors
@@ -60,16 +82,17 @@ def read_chunks(vectors: VectorRows, rows: int = CHUNK_ROWS) -> Iterator[tuple[i
 
 
 def write_shards(
-    chunks: Iterator[FloatArray] | Sequence[FloatArray], folder: Path, shard_rows: int = SHARD_ROWS
+    chunks: Iterable[FloatArray], folder: Path, shard_bytes: int = SHARD_BYTES
 ) -> tuple[int, int]:
     """Write chunks (n, D) of rows into shards `embeddings-00000.safetensors`, ...; rows and width.
 
-    No more than one shard is held in memory.
+    No more than one shard, of about `shard_bytes`, is held in memory.
     """
     held: list[FloatArray] = []
     n_held = n_shards = n_rows = width = 0
     for chunk in chunks:
         width, taken = chunk.shape[1], 0
+        shard_rows = max(1, shard_bytes // (width * np.float32().itemsize))
         while taken < len(chunk):
             part = chunk[taken : taken + shard_rows - n_held]
             held.append(part)
@@ -88,7 +111,7 @@ def _write_shard(held: list[FloatArray], folder: Path, number: int) -> None:
     save_file({VECTORS_NAME: rows}, folder / f"{VECTORS_NAME}-{number:05d}.safetensors")
 
 
-def open_shards(folder: Path) -> VectorRows:
+def open_shards(folder: Path) -> ShardedVectors:
     """The rows of all shards in a folder, memory-mapped.
 
     Raises:
@@ -101,7 +124,7 @@ def open_shards(folder: Path) -> VectorRows:
     widths = {shard.shape[1] for shard in shards}
     if len(widths) > 1:
         raise ArtifactError(f"the shards in {folder} differ in width ({widths}); embed again")
-    return shards[0] if len(shards) == 1 else ShardedVectors(shards)
+    return ShardedVectors(shards)
 
 
 def map_tensor(path: Path, name: str) -> FloatArray:
@@ -115,6 +138,8 @@ def map_tensor(path: Path, name: str) -> FloatArray:
     try:
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(_HEADER_BYTES), "little")
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(size))
         entry = header[name]
         shape, begin = entry["shape"], entry["data_offsets"][0]

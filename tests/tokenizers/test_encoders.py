@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from genrec.errors import DataError, ModelError, RecipeError
-from genrec.tokenizers.encoder import build_encoder, encode_with_cache
+from genrec.tokenizers.encoder import TextEncoder, build_encoder, encode_with_cache
 from genrec.tokenizers.lsa import LsaEncoder
 from genrec.tokenizers.recipe import EmbedRecipe
 from genrec.tokenizers.sentence import SentenceEncoder
@@ -18,6 +18,12 @@ from genrec.types import FloatArray
 
 def recipe_with(**lsa: object) -> EmbedRecipe:
     return EmbedRecipe.model_validate({"lsa": lsa})
+
+
+def embed_all(
+    encoder: TextEncoder, texts: Sequence[str], cache: Path, shard_items: int
+) -> FloatArray:
+    return np.concatenate(list(encode_with_cache(encoder, texts, cache, shard_items)))
 
 
 class CountingEncoder:
@@ -93,11 +99,11 @@ def test_lsa_refuses_texts_without_terms(texts: list[str]) -> None:
 def test_known_texts_are_not_embedded_again(tmp_path: Path) -> None:
     texts = ["bb", "a", "cccc", "a"]
     first = CountingEncoder()
-    vectors = encode_with_cache(first, texts, tmp_path, 2)
+    vectors = embed_all(first, texts, tmp_path, 2)
     assert first.seen == ["cccc", "bb", "a"]  # longest first, no text twice
     assert vectors[:, 0].tolist() == [2, 1, 4, 1]
     second = CountingEncoder()
-    again = encode_with_cache(second, ["new", *texts], tmp_path, 2)
+    again = embed_all(second, ["new", *texts], tmp_path, 2)
     assert second.seen == ["new"]
     np.testing.assert_array_equal(again[1:], vectors)
 
@@ -105,28 +111,50 @@ def test_known_texts_are_not_embedded_again(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     texts = [f"text {'x' * number}" for number in range(10)]
     with pytest.raises(KeyboardInterrupt):
-        encode_with_cache(CountingEncoder(dies_after=6), texts, tmp_path, 3)
+        embed_all(CountingEncoder(dies_after=6), texts, tmp_path, 3)
     rest = CountingEncoder()
-    vectors = encode_with_cache(rest, texts, tmp_path, 3)
+    vectors = embed_all(rest, texts, tmp_path, 3)
     assert len(rest.seen) == 4
     np.testing.assert_array_equal(vectors, CountingEncoder().encode_texts(texts))
 
 
+def test_vectors_come_in_chunks_and_shards_from_elsewhere(tmp_path: Path) -> None:
+    texts = [f"text {'x' * number}" for number in range(10)]
+    encoder = CountingEncoder()
+    shards: list[list[str]] = []
+
+    def encode_shards(given: Sequence[Sequence[str]]) -> Iterator[tuple[int, FloatArray]]:
+        shards.extend(map(list, given))
+        for number in reversed(range(len(given))):  # a cluster gives no order
+            yield number, CountingEncoder().encode_texts(given[number])
+
+    found = np.concatenate(
+        list(encode_with_cache(encoder, texts, tmp_path, 3, encode_shards=encode_shards))
+    )
+    assert encoder.seen == []
+    assert [len(shard) for shard in shards] == [3, 3, 3, 1]
+    np.testing.assert_array_equal(found, CountingEncoder().encode_texts(texts))
+    held = VectorCache(tmp_path / "counting")
+    chunks = list(held.find_vectors([hash_text(text) for text in texts], 4))
+    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(chunks), found)
+
+
 def test_another_model_has_vectors_of_its_own(tmp_path: Path) -> None:
-    encode_with_cache(CountingEncoder(), ["a"], tmp_path, 8)
+    embed_all(CountingEncoder(), ["a"], tmp_path, 8)
     other = CountingEncoder()
     other.digest = "other"
-    encode_with_cache(other, ["a"], tmp_path, 8)
+    embed_all(other, ["a"], tmp_path, 8)
     assert other.seen == ["a"]
 
 
 def test_damaged_shards_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encode_with_cache(CountingEncoder(), ["a", "bb"], tmp_path, 1)
+    embed_all(CountingEncoder(), ["a", "bb"], tmp_path, 1)
     shards = sorted((tmp_path / "counting").iterdir())
     assert {shard.suffix for shard in shards} == {".safetensors"}
     shards[0].write_bytes(shards[0].read_bytes()[:20])
     encoder = CountingEncoder()
-    vectors = encode_with_cache(encoder, ["a", "bb"], tmp_path, 1)
+    vectors = embed_all(encoder, ["a", "bb"], tmp_path, 1)
     assert len(encoder.seen) == 1
     assert vectors[:, 0].tolist() == [1, 2]
     assert "are damaged and not used" in caplog.text
@@ -151,7 +179,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             return np.full((len(texts), 2), np.nan, dtype=np.float32)
 
     with pytest.raises(ModelError, match="NaN or infinity for 1 of 1 texts"):
-        encode_with_cache(BrokenEncoder(), ["a"], tmp_path, 4)
+        embed_all(BrokenEncoder(), ["a"], tmp_path, 4)
     assert not (tmp_path / "counting").exists()
 
 
