@@ -16,6 +16,7 @@ import polars as pl
 from genrec.artifact import Artifact, load_artifact
 from genrec.data.dataset import Dataset
 from genrec.errors import ArtifactError, DataError, join_problems
+from genrec.manifest import read_json
 from genrec.prompts.recipe import MAX_HISTORY_ITEMS, PromptsRecipe
 from genrec.prompts.render import CleanText, SidText, check_sid, clean_text
 from genrec.types import IndexArray
@@ -87,9 +88,11 @@ def read_corpus(
     """The corpus of the training choices, and the tokenizer's artefact.
 
     Raises:
-        ArtifactError: the tokenizer artefact is unusable, or made for another catalogue.
+        ArtifactError: the tokenizer artefact is unusable, made for another catalogue, or its IDs
+            are texts.
     """
     artifact = load_artifact(tokenizer, step="tokenize")
+    _refuse_texts(artifact)
     sids = _match_sids(artifact.path / CODES_FILE, dataset)
     train = dataset.sequences(("train",))
     corpus = Corpus(
@@ -100,6 +103,17 @@ def read_corpus(
         max_text_characters=recipe.max_text_characters,
     )
     return corpus, artifact
+
+
+def _refuse_texts(artifact: Artifact) -> None:
+    """Raise where IDs are words: rows need tokens, which text from data must never become."""
+    config = artifact.path / "config.json"
+    if config.is_file() and not read_json(config).get("spelled", True):
+        raise ArtifactError(
+            f"the IDs of {artifact.path} are titles, not tokens such as <a_12>, so no instruction "
+            f"rows can be made of them: titles serve a language model that is not tuned; use a "
+            f"tokenizer of another recipe, such as rqvae"
+        )
 
 
 def hold_out_valid(corpus: Corpus, dataset: Dataset) -> Corpus:

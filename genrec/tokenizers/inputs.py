@@ -85,8 +85,13 @@ class FitInput:
         return tuple(values[row] for row in self.data_rows.tolist())
 
     def histories(self, splits: tuple[Split, ...] = ("train",)) -> list[IndexArray]:
-        """What each user chose in these parts of the split, oldest first, as item rows."""
-        return self.catalogue.sequences(splits).histories()
+        """What each user chose of these items in parts of the split, oldest first, as rows."""
+        histories = self.catalogue.sequences(splits).histories()
+        if self.data_rows is None:
+            return histories
+        place = np.full(self.catalogue.n_items, -1, dtype=np.int64)
+        place[self.data_rows] = np.arange(self.n_items)
+        return [place[history][place[history] >= 0] for history in histories]
 
     def select_items(self, rows: IndexArray) -> FitInput:
         """The same input for some of the items only."""

@@ -1,7 +1,7 @@
 """Cluster centres of a sample of vectors, however many vectors there are.
 
-Owns the sample, the k-means call and what becomes of too few distinct vectors. The k-means itself is
-scikit-learn's. Knows neither levels nor codes.
+Owns the sample, the k-means call and what becomes of too few distinct vectors. The k-means itself
+is scikit-learn's. Knows neither levels nor codes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def fit_centres(
         centres = np.zeros((size, rows.shape[1]), dtype=np.float32)
         centres[: len(distinct)] = distinct
         return centres
-    found = KMeans(
-        size, n_init=plan.restarts, max_iter=plan.iterations, random_state=plan.seed
-    )
+    found = KMeans(size, n_init=plan.restarts, max_iter=plan.iterations, random_state=plan.seed)
     with warnings.catch_warnings():
         # Rows that differ by less than rounding share a centre; its copies are harmless.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -95,7 +95,8 @@ class NearestCode:
         if contested.size:
             exact = self._read(vectors, start, contested, read_exact)
             best[contested] = self._decide(exact, near[contested])
-        return self._numbers[best]
+        codes: NDArray[np.int32] = self._numbers[best]
+        return codes
 
     @staticmethod
     def _read(

@@ -3,14 +3,15 @@
 Owns the rotation and the parts. Knows neither items nor uniqueness. The levels stand side by side:
 none refines the one before, so their order means nothing and a shared prefix is no cluster.
 
-Source: product quantization (Jégou et al. 2011); the rotation learned with it (OPQ, Ge et al. 2013):
-codes are found for a fixed rotation, then the rotation for fixed codes, by orthogonal Procrustes. It
-starts from their parametric solution, principal axes dealt out so that the parts have the same
-product of variances; variances count from the least one up, so that their scale does not matter,
-and one below a millionth of the largest counts as that. RPG (Hou et al. 2025) makes semantic IDs so.
+Source: product quantization (Jégou et al. 2011); the rotation learned with it (OPQ, Ge et al.
+2013): codes are found for a fixed rotation, then the rotation for fixed codes, by orthogonal
+Procrustes. It starts from their parametric solution, principal axes dealt out so that the parts
+have the same product of variances; variances count from the least one up, so that their scale does
+not matter, and one below a millionth of the largest counts as that. RPG (Hou et al. 2025) makes
+semantic IDs so.
 
-The latents are the rotated vectors, and a codebook's rows are zero outside its own part, so latents
-are near sums of rows as everywhere else.
+The latents are the rotated vectors, and a codebook's rows are zero outside its own part, so
+latents are near sums of rows as everywhere else.
 """
 
 from __future__ import annotations

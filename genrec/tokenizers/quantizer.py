@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from genrec.errors import DataError
 from genrec.recipe import find_choice
 from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.collaborative import make_collaborative
+from genrec.tokenizers.controls import make_random, make_sequential, need_data
 from genrec.tokenizers.fsq import make_fsq
 from genrec.tokenizers.gmc import Gmc, find_gmc_needs
 from genrec.tokenizers.imported import Imported
@@ -25,6 +27,7 @@ from genrec.tokenizers.opq import ProductCodes
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.rqkmeans import RqKMeans
 from genrec.tokenizers.rqvae import RqVae
+from genrec.tokenizers.title import Title
 from genrec.tokenizers.ulmrec import UlmRec
 from genrec.tokenizers.vectors import VectorRows, read_chunks
 from genrec.types import FloatArray
@@ -142,6 +145,10 @@ QUANTIZERS: dict[str, QuantizerKind | QuantizerMaker] = {
     "ulmrec-users": QuantizerKind(UlmRec, _need_vectors),
     "rqkmeans": QuantizerKind(RqKMeans, _need_vectors),
     "opq": QuantizerKind(ProductCodes, _need_vectors),
+    "random": QuantizerKind(make_random, _need_nothing),
+    "sequential": QuantizerKind(make_sequential, need_data),
+    "collaborative": QuantizerKind(make_collaborative, need_data),
+    "title": QuantizerKind(Title, need_data),
 }
 
 

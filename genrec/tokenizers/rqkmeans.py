@@ -6,16 +6,20 @@ a small catalogue. Knows neither items nor uniqueness.
 Source: the tokenizer of OneRec (Deng et al. 2025) and GRID (Ju et al. 2025). Three things go beyond
 both, each of which the recipe can switch off. Each level weighs items by the inverse of their
 residual's squared length. All levels' centres are fitted to each other afterwards, as in additive
-quantization (Babenko and Lempitsky 2014), while codes stay greedy. And clusters of equal size, which
-are OneRec's and not GRID's, are found by an auction whose prices are kept for new items.
+quantization (Babenko and Lempitsky 2014), while codes stay greedy. And clusters of equal size,
+which are OneRec's and not GRID's, are found by an auction whose prices are kept for new items.
 
-On amazon14-beauty (12,101 items, lsa 256, 4 x 256 codes) plain k-means leaves 10.1% of the variance,
-weighing 10.9% and with the fit afterwards 8.5%, while collisions fall from 15.6% to 13.3%.
+On amazon14-beauty (12,101 items, lsa 256, 4 x 256 codes) plain k-means leaves 10.1% of the
+variance, weighing 10.9% and with the fit afterwards 8.5%, while collisions fall from 15.6% to
+13.3%.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from genrec.errors import ArtifactError
 from genrec.progress import track_progress
@@ -91,7 +95,7 @@ class RqKMeans:
         return fit_centres(residual, size, plan, weights), np.zeros(size, dtype=np.float32)
 
     def _refine(self, rows: FloatArray, error: float) -> list[dict[str, float]]:
-        """Move each centre to the middle of what the other levels leave to it, while errors fall."""
+        """Move centres to the middle of what the other levels leave to them, while errors fall."""
         history = []
         for step in range(self._recipe.rqkmeans.refine_rounds):
             before = self._codebooks
@@ -141,14 +145,16 @@ class RqKMeans:
             total += book[codes[:, level]]
         return total
 
-    def list_weights(self) -> dict[str, FloatArray]:
+    def list_weights(self) -> dict[str, NDArray[Any]]:
         """The codebooks, by level, and the prices of equal sizes."""
-        weights = {f"codebooks.{level}": book for level, book in enumerate(self._codebooks)}
+        weights: dict[str, NDArray[Any]] = {
+            f"codebooks.{level}": book for level, book in enumerate(self._codebooks)
+        }
         if self._recipe.rqkmeans.equal_sizes:
             weights |= {f"prices.{level}": price for level, price in enumerate(self._prices)}
         return weights
 
-    def restore_weights(self, weights: dict[str, FloatArray]) -> None:
+    def restore_weights(self, weights: dict[str, NDArray[Any]]) -> None:
         """Take over codebooks that `list_weights` gave.
 
         Raises:

@@ -29,7 +29,8 @@ def test_every_shipped_recipe_is_built(repository: Path) -> None:
         else:
             assert isinstance(recipe, EmbedRecipe)
             built.add(recipe.encoder)
-    assert built == {*ENCODERS, *QUANTIZERS}
+    # A vocabulary made elsewhere has no recipe: `genrec tokenize import` makes it.
+    assert built | {"imported"} == {*ENCODERS, *QUANTIZERS}
 
 
 def test_every_shipped_value_is_explained(repository: Path) -> None:
