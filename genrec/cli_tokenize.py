@@ -209,7 +209,7 @@ def add(
         bool, typer.Option("--force-space", help="Take vectors that seem to be of another space.")
     ] = False,
 ) -> None:
-    """Give new items codes from the fitted quantizer; every item there is keeps its own.
+    """Give new items codes from the fitted quantizer; items already there keep theirs.
 
     For example: `genrec tokenize add --tokenizer tokenizer --embeddings new -o tokenizer-2`
     """

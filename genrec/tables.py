@@ -40,14 +40,14 @@ def build_metrics(metrics: dict[str, Any]) -> Group:
     )
 
 
-def build_changes(changes: Mapping[str, Sequence[str]], title: str) -> Table:
+def build_changes(changes: Mapping[str, Sequence[str]], title: str) -> Group:
     """What differs between two tokenizers: how many items each change has, and the first ones."""
-    table = Table("change", "items", "the first", title=title, title_justify="left")
+    table = Table("change", "items", "the first")
     table.columns[1].justify = "right"
     for name, items in changes.items():
         more = ", ..." if len(items) > _SHOWN_ITEMS else ""
         table.add_row(name, f"{len(items):,}", escape(", ".join(items[:_SHOWN_ITEMS])) + more)
-    return table
+    return Group(Text(title), table)  # a table's own title breaks where the table ends
 
 
 def build_answers(

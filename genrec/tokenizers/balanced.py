@@ -24,6 +24,7 @@ from genrec.tokenizers.kmeans import KMeansPlan, fit_centres, sum_clusters
 from genrec.types import FloatArray, IndexArray
 
 _ACCURACY = 0.02
+_LEAST_GAP = 0.001
 _COARSER = 8.0
 _STEPS = 3
 _ROUNDS = 8
@@ -86,7 +87,8 @@ def assign_evenly(
     """Each row's cluster, every cluster full, and the clusters' prices.
 
     For each row, distance plus price is least at its cluster, or above the least by no more than a
-    fiftieth of the mean gap between nearest and second-nearest cluster.
+    fiftieth of the mean gap between nearest and second-nearest cluster (a thousandth of the mean
+    range of distances counts as a gap, where that is larger).
 
     Args:
         distances: from each row to each cluster.
@@ -105,7 +107,12 @@ def assign_evenly(
     members = np.zeros(n, dtype=np.int32)
     if size > 1:
         least = np.partition(distances, 1, axis=1)[:, :2]
-        gap = max(float((least[:, 1] - least[:, 0]).mean()), _ACCURACY * float(least[:, 1].mean()))
+        gap = max(
+            float((least[:, 1] - least[:, 0]).mean()),
+            _ACCURACY * float(least[:, 1].mean()),
+            # Where centres coincide there is no gap, and prices would take ages to rise.
+            _LEAST_GAP * float((distances.max(axis=1) - least[:, 0]).mean()),
+        )
         bidding = _ACCURACY * max(gap, float(np.finfo(np.float32).tiny))
         for step in reversed(range(steps)):
             members = _run_auction(distances, capacities, prices, bidding * _COARSER**step)

@@ -71,8 +71,9 @@ class FitInput:
         """A text column of the items; empty where an item has none.
 
         Raises:
-            DataError: the items have no such column.
+            DataError: the items have no such column, or these are users.
         """
+        self._check_items(f"the items' column {name!r}")
         items = self.catalogue.items
         if name not in items.columns:
             raise DataError(
@@ -85,13 +86,25 @@ class FitInput:
         return tuple(values[row] for row in self.data_rows.tolist())
 
     def histories(self, splits: tuple[Split, ...] = ("train",)) -> list[IndexArray]:
-        """What each user chose of these items in parts of the split, oldest first, as rows."""
+        """What each user chose of these items in parts of the split, oldest first, as rows.
+
+        Raises:
+            DataError: these are users.
+        """
+        self._check_items("who chose which item")
         histories = self.catalogue.sequences(splits).histories()
         if self.data_rows is None:
             return histories
         place = np.full(self.catalogue.n_items, -1, dtype=np.int64)
         place[self.data_rows] = np.arange(self.n_items)
         return [place[history][place[history] >= 0] for history in histories]
+
+    def _check_items(self, what: str) -> None:
+        if self.subject != "items":
+            raise DataError(
+                f"these embeddings hold {self.subject}, but {what} says something of items only; "
+                f"give embeddings of items, or use a quantizer that looks at vectors alone"
+            )
 
     def select_items(self, rows: IndexArray) -> FitInput:
         """The same input for some of the items only."""

@@ -1,0 +1,80 @@
+"""Clusters of equal size: full, near the optimum, and described by prices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from genrec.tokenizers.balanced import assign_evenly, fit_even_centres
+from genrec.tokenizers.kmeans import KMeansPlan
+from genrec.tokenizers.nearest_code import NearestCode
+
+from .conftest import plant_clusters
+
+PLAN = KMeansPlan(iterations=10, seed=0)
+
+
+def share_out(n: int, size: int) -> np.ndarray:
+    capacities = np.full(size, n // size)
+    capacities[: n % size] += 1
+    return capacities
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("n", "size"), [(12, 12), (30, 4), (61, 7), (50, 2)])
+def test_every_cluster_is_full_at_nearly_the_least_cost(n: int, size: int, seed: int) -> None:
+    distances = np.random.default_rng(seed).random((n, size)).astype(np.float32)
+    capacities = share_out(n, size)
+    members, _ = assign_evenly(distances, capacities)
+    np.testing.assert_array_equal(np.bincount(members, minlength=size), capacities)
+    places = np.repeat(np.arange(size), capacities)
+    rows, best = linear_sum_assignment(distances[:, places])
+    least = distances[rows, places[best]].sum()
+    cost = distances[np.arange(n), members].sum()
+    assert least - 1e-4 <= cost <= least + 0.02 * n * distances.mean()
+
+
+def test_each_row_is_where_distance_plus_price_is_least() -> None:
+    distances = np.random.default_rng(1).random((200, 8)).astype(np.float32)
+    members, prices = assign_evenly(distances, share_out(200, 8))
+    costs = distances + prices
+    excess = costs[np.arange(200), members] - costs.min(axis=1)
+    least = np.partition(distances, 1, axis=1)
+    assert excess.max() <= 0.02 * (least[:, 1] - least[:, 0]).mean() + 1e-6
+
+
+def test_earlier_prices_are_a_start_and_stay_untouched() -> None:
+    distances = np.random.default_rng(2).random((60, 5)).astype(np.float32)
+    capacities = share_out(60, 5)
+    _, prices = assign_evenly(distances, capacities)
+    before = prices.copy()
+    members, _ = assign_evenly(distances, capacities, prices)
+    np.testing.assert_array_equal(prices, before)
+    np.testing.assert_array_equal(np.bincount(members), capacities)
+
+
+def test_equal_rows_and_equal_centres_are_shared_out_as_well() -> None:
+    for distances in (np.zeros((20, 4)), np.ones((20, 4)), np.tile([0, 0, 5, 5], (20, 1))):
+        members, _ = assign_evenly(distances.astype(np.float32), share_out(20, 4))
+        assert np.bincount(members).tolist() == [5, 5, 5, 5]
+
+
+def test_one_cluster_takes_all() -> None:
+    members, prices = assign_evenly(np.ones((3, 1), dtype=np.float32), np.array([3]))
+    assert members.tolist() == [0, 0, 0]
+    assert prices.tolist() == [0.0]
+
+
+def test_uneven_data_ends_in_clusters_that_differ_by_one_at_most() -> None:
+    crowd, rest = plant_clusters(150, 1, noise=0.05), plant_clusters(53, 7, noise=0.5, seed=1)
+    rows = np.concatenate([crowd, rest])
+    found = fit_even_centres(rows, 8, PLAN)
+    sizes = np.bincount(found.members, minlength=8)
+    assert sizes.max() - sizes.min() <= 1
+    np.testing.assert_allclose(found.centres[3], rows[found.members == 3].mean(axis=0), atol=0.2)
+    # The prices put most rows, of a dense crowd too, where they were assigned, by their vectors alone.
+    codes = NearestCode(found.centres, found.prices).find_codes(rows)
+    assert (codes == found.members).mean() > 0.75
+    plain = NearestCode(found.centres).find_codes(rows)
+    assert np.bincount(codes, minlength=8).std() < np.bincount(plain, minlength=8).std()
