@@ -108,7 +108,7 @@ def report(
     For example: `genrec tokenize report tokenizer peers/Beauty.index.json`
     """
     from genrec.tables import build_vocabularies
-    from genrec.tokenizers.report import make_report
+    from genrec.tokenizers.measures.report import make_report
 
     result = make_report(sources, out, embeddings=embeddings, data=data)
     out_console.print(build_vocabularies(result), highlight=False)
@@ -128,8 +128,8 @@ def export(
 
     For example: `genrec tokenize export tokenizer --format lcrec -o Beauty.index.json`
     """
-    from genrec.tokenizers.peer_import import export_index
     from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+    from genrec.tokenizers.sharing.peer_import import export_index
 
     del form  # one so far, but said aloud, so that a second changes no command
     loaded = SemanticIdTokenizer.from_pretrained(tokenizer)
@@ -157,7 +157,7 @@ def import_codes(
 
     For example: `genrec tokenize import Beauty.index.json --unique suffix -o tokenizer`
     """
-    from genrec.tokenizers.peer_import import import_index
+    from genrec.tokenizers.sharing.peer_import import import_index
 
     artifact = import_index(index, out, unique=unique, embeddings=embeddings)
     items = artifact.manifest.facts["items"]

@@ -108,7 +108,7 @@ def _make_embeddings(
     out: Path,
     engine: RayEngine | None = None,
 ) -> Artifact:
-    from genrec.tokenizers.embed import make_embeddings  # noqa: PLC0415
+    from genrec.tokenizers.embedding.embed import make_embeddings  # noqa: PLC0415
 
     return make_embeddings(recipe, inputs["data"].path, out, engine=engine)
 

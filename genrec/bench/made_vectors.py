@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.tokenizers.lsa import LsaEncoder
+from genrec.tokenizers.embedding.lsa import LsaEncoder
 from genrec.tokenizers.recipe import EmbedRecipe
 from genrec.types import FloatArray
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from genrec.bench.made_vectors import make_vectors
 from genrec.bench.rows import BenchRow, build_row
 from genrec.bench.tokenize_options import TokenizeBench
-from genrec.tokenizers.device import find_device
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import build_quantizer
+from genrec.tokenizers.quantizers.device import find_device
+from genrec.tokenizers.quantizers.quantizer import build_quantizer
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.types import FloatArray
 

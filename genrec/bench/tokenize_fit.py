@@ -17,13 +17,13 @@ from genrec.bench.made_vectors import read_real_vectors
 from genrec.bench.rows import BenchRow, build_row, time_rivals
 from genrec.bench.tokenize_options import TokenizeBench
 from genrec.errors import MissingExtraError
-from genrec.tokenizers.assign import CodeArray
-from genrec.tokenizers.code_use import count_groups
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quality import measure_reconstruction
-from genrec.tokenizers.quantizer import Quantizer, build_quantizer
+from genrec.tokenizers.measures.code_use import count_groups
+from genrec.tokenizers.measures.quality import measure_reconstruction
+from genrec.tokenizers.quantizers.quantizer import Quantizer, build_quantizer
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.step import separate_items
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.types import FloatArray
 
 FIT_SECONDS = 120.0

@@ -22,12 +22,12 @@ from genrec.bench.rows import BenchRow, build_row
 from genrec.bench.tokenize_options import TokenizeBench
 from genrec.manifest import read_json, write_json
 from genrec.memory import read_peak, reset_peak
-from genrec.tokenizers.assign import CodeArray
-from genrec.tokenizers.code_use import count_groups
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import Quantizer, build_quantizer
+from genrec.tokenizers.measures.code_use import count_groups
+from genrec.tokenizers.quantizers.quantizer import Quantizer, build_quantizer
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.step import code_items, separate_items
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.tokenizers.vectors import CHUNK_ROWS, ShardedVectors, map_tensor, write_shards
 
 MILLION = 1_000_000

@@ -22,7 +22,7 @@ from genrec.figures import (
     plain_text,
     start_figure,
 )
-from genrec.tokenizers.report_plots import draw_code_use
+from genrec.tokenizers.measures.report_plots import draw_code_use
 from genrec.types import IndexArray, MetricValue
 
 _SERIES = STAND_INS.series

@@ -30,11 +30,11 @@ from genrec.progress import show_progress
 from genrec.recipe import suggest_name
 
 if TYPE_CHECKING:
-    from genrec.tokenizers.assign import CodeArray
-    from genrec.tokenizers.encoder import ShardEncoder, TextEncoder
+    from genrec.tokenizers.embedding.encoder import ShardEncoder, TextEncoder
     from genrec.tokenizers.inputs import FitInput
-    from genrec.tokenizers.quantizer import Quantizer
+    from genrec.tokenizers.quantizers.quantizer import Quantizer
     from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
+    from genrec.tokenizers.uniqueness.assign import CodeArray
     from genrec.types import FloatArray
 
 ENGINES = ("local", "ray")
@@ -240,7 +240,7 @@ class _Worker:
 
 
 def _load_encoder(recipe: EmbedRecipe, digest: str) -> Work:
-    from genrec.tokenizers.encoder import build_encoder  # noqa: PLC0415
+    from genrec.tokenizers.embedding.encoder import build_encoder  # noqa: PLC0415
 
     encoder = build_encoder(recipe)
     if encoder.digest != digest:
@@ -258,7 +258,7 @@ def _load_quantizer(
 
     from genrec.data.dataset import load_dataset  # noqa: PLC0415
     from genrec.tokenizers.inputs import DATA, FitInput  # noqa: PLC0415
-    from genrec.tokenizers.quantizer import build_quantizer, find_quantizer  # noqa: PLC0415
+    from genrec.tokenizers.quantizers.quantizer import build_quantizer, find_quantizer  # noqa: PLC0415
     from genrec.tokenizers.vectors import open_shards  # noqa: PLC0415
 
     vectors = open_shards(folders["embed"])

@@ -16,7 +16,7 @@ import polars as pl
 from genrec.artifact import Artifact
 from genrec.data.dataset import Dataset, Split, load_dataset
 from genrec.errors import ArtifactError, DataError
-from genrec.tokenizers.embed import Embeddings, load_embeddings
+from genrec.tokenizers.embedding.embed import Embeddings, load_embeddings
 from genrec.tokenizers.vectors import VectorRows
 from genrec.types import IndexArray
 

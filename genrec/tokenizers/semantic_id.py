@@ -17,12 +17,11 @@ import numpy as np
 import polars as pl
 
 from genrec.errors import ArtifactError, DataError, UnknownItemError, join_problems
-from genrec.tokenizers.assign import CodeArray
-from genrec.tokenizers.code_use import count_groups
-from genrec.tokenizers.hub import fetch_folder, names_repository, send_folder
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import Quantizer, build_quantizer, check_vectors
+from genrec.tokenizers.measures.code_use import count_groups
+from genrec.tokenizers.quantizers.quantizer import Quantizer, build_quantizer, check_vectors
 from genrec.tokenizers.recipe import TokenizeRecipe
+from genrec.tokenizers.sharing.hub import fetch_folder, names_repository, send_folder
 from genrec.tokenizers.sid_text import check_levels, format_sids, format_token, parse_sid
 from genrec.tokenizers.tokenizer_files import (
     HUB_FILES,
@@ -33,6 +32,7 @@ from genrec.tokenizers.tokenizer_files import (
     read_record,
     write_record,
 )
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.types import FloatArray
 
 

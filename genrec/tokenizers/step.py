@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 from genrec.artifact import Artifact, write_artifact
 from genrec.manifest import write_json
-from genrec.tokenizers.assign import Assignment, CodeArray, check_capacity
 from genrec.tokenizers.inputs import FitInput, read_input
-from genrec.tokenizers.quality import Vocabulary, format_quality, measure_quality
-from genrec.tokenizers.quantizer import (
+from genrec.tokenizers.measures.quality import Vocabulary, format_quality, measure_quality
+from genrec.tokenizers.quantizers.quantizer import (
     FixesLevels,
     LossHistory,
     Quantizer,
@@ -27,7 +26,8 @@ from genrec.tokenizers.quantizer import (
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.tokenizer_files import Fitted
-from genrec.tokenizers.unique import Collisions, keep_codes, make_unique
+from genrec.tokenizers.uniqueness.assign import Assignment, CodeArray, check_capacity
+from genrec.tokenizers.uniqueness.unique import Collisions, keep_codes, make_unique
 
 HISTORY_FILE = "history.json"
 _log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from genrec.artifact import load_artifact
 from genrec.errors import ArtifactError, join_problems
 from genrec.manifest import MANIFEST, PARTIAL, hash_file, read_json, write_json
 from genrec.recipe import parse_recipe, strip_header
-from genrec.tokenizers.assign import CodeArray
-from genrec.tokenizers.model_card import CARD_FILE, NAMELESS, render_card
 from genrec.tokenizers.recipe import TokenizeRecipe
+from genrec.tokenizers.sharing.model_card import CARD_FILE, NAMELESS, render_card
 from genrec.tokenizers.sid_text import USER_PREFIX, format_sids
+from genrec.tokenizers.uniqueness.assign import CodeArray
 
 SCHEMA = 2
 CONFIG_FILE = "config.json"

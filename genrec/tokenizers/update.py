@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.errors import DataError, ModelError, join_problems
-from genrec.tokenizers.assign import CodeArray
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import ExtendsCodes, SpellsCodes, check_vectors
+from genrec.tokenizers.quantizers.quantizer import ExtendsCodes, SpellsCodes, check_vectors
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import separate_items
 from genrec.tokenizers.tokenizer_files import Lineage
+from genrec.tokenizers.uniqueness.assign import CodeArray
 
 Rows = set[tuple[int, ...]]
 

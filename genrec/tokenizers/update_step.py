@@ -18,14 +18,14 @@ import numpy as np
 from genrec.artifact import Artifact, load_artifact, write_artifact
 from genrec.errors import ArtifactError, DataError
 from genrec.manifest import MANIFEST, hash_file, write_json
-from genrec.tokenizers.assign import Assignment
 from genrec.tokenizers.inputs import FitInput, read_input
-from genrec.tokenizers.nearest import DistanceArray, sum_codes
-from genrec.tokenizers.quality import Vocabulary, format_quality, measure_quality
-from genrec.tokenizers.quantizer import Quantizer, find_quantizer
+from genrec.tokenizers.measures.quality import Vocabulary, format_quality, measure_quality
+from genrec.tokenizers.quantizers.quantizer import Quantizer, find_quantizer
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import HISTORY_FILE, describe_tokenizer
 from genrec.tokenizers.tokenizer_files import CONFIG_FILE
+from genrec.tokenizers.uniqueness.assign import Assignment
+from genrec.tokenizers.uniqueness.nearest import DistanceArray, sum_codes
 from genrec.tokenizers.update import Changes, add_items, remove_items
 from genrec.tokenizers.vectors import CHUNK_ROWS
 from genrec.types import IndexArray

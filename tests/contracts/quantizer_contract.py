@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from genrec.errors import DataError, GenrecError
-from genrec.tokenizers.assign import CodeArray
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import Quantizer, build_quantizer
+from genrec.tokenizers.quantizers.quantizer import Quantizer, build_quantizer
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.types import FloatArray
 
 CLUSTERS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genrec.tokenizers.assign import CodeArray
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.types import FloatArray
 
 

@@ -11,13 +11,13 @@ import polars as pl
 
 from genrec.artifact import load_artifact, write_artifact
 from genrec.recipe import Recipe
-from genrec.tokenizers.assign import Assignment
-from genrec.tokenizers.quality import Vocabulary, measure_quality
-from genrec.tokenizers.quantizer import build_quantizer
+from genrec.tokenizers.measures.quality import Vocabulary, measure_quality
+from genrec.tokenizers.quantizers.quantizer import build_quantizer
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import FitResult, make_tokenizer, write_result
 from genrec.tokenizers.tokenizer_files import Fitted
+from genrec.tokenizers.uniqueness.assign import Assignment
 from genrec.tokenizers.vectors import write_shards
 
 from .conftest import plant_clusters

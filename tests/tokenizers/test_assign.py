@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from genrec.errors import CapacityError, DataError
-from genrec.tokenizers.assign import (
+from genrec.tokenizers.uniqueness.assign import (
     Assignment,
     CodeArray,
     assign_unique,
     check_capacity,
     match_group,
 )
-from genrec.tokenizers.cells import find_cells
-from genrec.tokenizers.groups import walk_groups
-from genrec.tokenizers.nearest import rank_prefixes
+from genrec.tokenizers.uniqueness.cells import find_cells
+from genrec.tokenizers.uniqueness.groups import walk_groups
+from genrec.tokenizers.uniqueness.nearest import rank_prefixes
 from genrec.types import FloatArray, IndexArray
 
 from .made_codes import encode_greedily, find_alone, make_codebooks, measure_total

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from genrec.tokenizers.balanced import assign_evenly, fit_even_centres
-from genrec.tokenizers.kmeans import KMeansPlan
-from genrec.tokenizers.nearest_code import NearestCode
+from genrec.tokenizers.quantizers.balanced import assign_evenly, fit_even_centres
+from genrec.tokenizers.quantizers.kmeans import KMeansPlan
+from genrec.tokenizers.quantizers.nearest_code import NearestCode
 
 from .conftest import plant_clusters
 
@@ -73,7 +73,7 @@ def test_uneven_data_ends_in_clusters_that_differ_by_one_at_most() -> None:
     sizes = np.bincount(found.members, minlength=8)
     assert sizes.max() - sizes.min() <= 1
     np.testing.assert_allclose(found.centres[3], rows[found.members == 3].mean(axis=0), atol=0.2)
-    # The prices put most rows, of a dense crowd too, where they were assigned, by their vectors alone.
+    # The prices alone put most rows, of a dense crowd too, where they were assigned.
     codes = NearestCode(found.centres, found.prices).find_codes(rows)
     assert (codes == found.members).mean() > 0.75
     plain = NearestCode(found.centres).find_codes(rows)

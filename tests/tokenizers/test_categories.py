@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from genrec.tokenizers import categories as module
-from genrec.tokenizers.categories import (
+from genrec.tokenizers.measures import categories as module
+from genrec.tokenizers.measures.categories import (
     Categories,
     find_dominant,
     find_leaf,
@@ -14,7 +14,7 @@ from genrec.tokenizers.categories import (
     measure_purity,
     split_paths,
 )
-from genrec.tokenizers.popularity import measure_groups, measure_popularity
+from genrec.tokenizers.measures.popularity import measure_groups, measure_popularity
 
 
 def test_paths_have_arrows_or_commas() -> None:

@@ -17,8 +17,8 @@ from genrec import cli
 from genrec.errors import ClusterError, MissingExtraError, ModelError, RecipeError
 from genrec.tokenizers import cluster as cluster_module
 from genrec.tokenizers.cluster import RayEngine, find_engine
-from genrec.tokenizers.embed import load_embeddings, make_embeddings
-from genrec.tokenizers.lsa import LsaEncoder
+from genrec.tokenizers.embedding.embed import load_embeddings, make_embeddings
+from genrec.tokenizers.embedding.lsa import LsaEncoder
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import make_tokenizer
@@ -209,10 +209,10 @@ def test_workers_read_the_data_where_the_quantizer_needs_it(
 ) -> None:
     import ray
 
-    from genrec.tokenizers import quantizer as quantizer_module
     from genrec.tokenizers.inputs import DATA, VECTORS, FitInput
-    from genrec.tokenizers.quantizer import QuantizerKind, build_quantizer
-    from genrec.tokenizers.rqkmeans import RqKMeans
+    from genrec.tokenizers.quantizers import quantizer as quantizer_module
+    from genrec.tokenizers.quantizers.quantizer import QuantizerKind, build_quantizer
+    from genrec.tokenizers.quantizers.rqkmeans import RqKMeans
 
     seen: list[FitInput] = []
 

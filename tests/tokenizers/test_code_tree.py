@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from genrec.figures import LIGHT, STAND_INS, choose_style
-from genrec.tokenizers.categories import Categories
-from genrec.tokenizers.code_tree import Arc, build_arcs, place_items
-from genrec.tokenizers.report_plots import Picture, choose_hues, draw_lines, draw_map, draw_tree
+from genrec.tokenizers.measures.categories import Categories
+from genrec.tokenizers.measures.code_tree import Arc, build_arcs, place_items
+from genrec.tokenizers.measures.report_plots import (
+    Picture,
+    choose_hues,
+    draw_lines,
+    draw_map,
+    draw_tree,
+)
 
 from .conftest import plant_clusters
 

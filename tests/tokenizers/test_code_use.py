@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from genrec.tokenizers.code_use import (
+from genrec.tokenizers.measures.code_use import (
     count_groups,
     group_prefixes,
     measure_collisions,

@@ -11,8 +11,8 @@ from scipy.sparse.linalg import ArpackNoConvergence
 from genrec.data.recipe import DataRecipe
 from genrec.data.step import make_data
 from genrec.errors import DataError
-from genrec.tokenizers import collaborative
-from genrec.tokenizers.collaborative import build_graph, make_collaborative, split_graph
+from genrec.tokenizers.quantizers import collaborative
+from genrec.tokenizers.quantizers.collaborative import build_graph, make_collaborative, split_graph
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.sections import CollaborativeSection
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import QUANTIZERS, Quantizer
+from genrec.tokenizers.quantizers.quantizer import QUANTIZERS, Quantizer
 from tests.contracts.quantizer_contract import CLUSTERS, Case, QuantizerContract, fit
 
 from .conftest import plant_clusters

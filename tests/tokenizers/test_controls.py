@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from genrec.errors import ArtifactError, CapacityError, DataError
-from genrec.tokenizers.controls import draw_codes, make_random, make_sequential, write_digits
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.quantizers.controls import (
+    draw_codes,
+    make_random,
+    make_sequential,
+    write_digits,
+)
 from genrec.tokenizers.recipe import TokenizeRecipe
 
 from .made_data import make_given, write_data

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genrec.errors import RecipeError
-from genrec.tokenizers.device import check_device, find_device
+from genrec.tokenizers.quantizers.device import check_device, find_device
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from genrec.artifact import write_artifact
 from genrec.errors import ArtifactError, DataError
 from genrec.recipe import Recipe
-from genrec.tokenizers import encoder as encoder_module
-from genrec.tokenizers.embed import load_embeddings, make_embeddings
+from genrec.tokenizers.embedding import encoder as encoder_module
+from genrec.tokenizers.embedding.embed import load_embeddings, make_embeddings
+from genrec.tokenizers.embedding.vector_cache import VectorCache
 from genrec.tokenizers.recipe import EmbedRecipe
-from genrec.tokenizers.vector_cache import VectorCache
 from genrec.tokenizers.vectors import write_shards
 
 SMALL = EmbedRecipe.model_validate({"lsa": {"dimensions": 8}})
@@ -79,7 +79,7 @@ def test_sentence_vectors_are_kept_between_runs(
         monkeypatch.setattr(found, "encode_texts", encode_texts)
         return found
 
-    monkeypatch.setattr("genrec.tokenizers.embed.build_encoder", watch_encoder)
+    monkeypatch.setattr("genrec.tokenizers.embedding.embed.build_encoder", watch_encoder)
     make_embeddings(recipe, make_catalogue(texts, "more"), tmp_path / "second")
     assert sorted(asked) == sorted(texts[50:])
     first, second = (load_embeddings(tmp_path / name).vectors for name in ("first", "second"))
@@ -163,7 +163,7 @@ def test_users_are_embedded_by_what_they_wrote(
         asked.append(data)
         return [f"user-{row}" for row in range(40)], texts[:40]
 
-    monkeypatch.setattr("genrec.tokenizers.embed.read_user_texts", read_user_texts)
+    monkeypatch.setattr("genrec.tokenizers.embedding.embed.read_user_texts", read_user_texts)
     recipe = SMALL.model_copy(update={"subject": "users"})
     data = make_catalogue(texts)
     artifact = make_embeddings(recipe, data, tmp_path / "out")
@@ -188,7 +188,8 @@ def test_memory_does_not_grow_with_the_vectors(
 
     monkeypatch.setitem(encoder_module.ENCODERS, "wide", WideEncoder)
     monkeypatch.setattr(
-        "genrec.tokenizers.embed.write_shards", partial(write_shards, shard_bytes=100 * 4096 * 4)
+        "genrec.tokenizers.embedding.embed.write_shards",
+        partial(write_shards, shard_bytes=100 * 4096 * 4),
     )
     by_chunks = partialmethod(VectorCache.find_vectors, rows=64)
     monkeypatch.setattr(VectorCache, "find_vectors", by_chunks)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from genrec.errors import DataError, ModelError, RecipeError
-from genrec.tokenizers.encoder import TextEncoder, build_encoder, encode_with_cache
-from genrec.tokenizers.lsa import LsaEncoder
+from genrec.tokenizers.embedding.encoder import TextEncoder, build_encoder, encode_with_cache
+from genrec.tokenizers.embedding.lsa import LsaEncoder
+from genrec.tokenizers.embedding.sentence import SentenceEncoder
+from genrec.tokenizers.embedding.vector_cache import VectorCache, default_cache, hash_text
 from genrec.tokenizers.recipe import EmbedRecipe
-from genrec.tokenizers.sentence import SentenceEncoder
-from genrec.tokenizers.vector_cache import VectorCache, default_cache, hash_text
 from genrec.types import FloatArray
 
 
@@ -165,7 +165,7 @@ def test_a_failed_write_leaves_no_part(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genrec.tokenizers.vector_cache.save_file", fill_disk)
+    monkeypatch.setattr("genrec.tokenizers.embedding.vector_cache.save_file", fill_disk)
     cache = VectorCache(tmp_path / "cache")
     with pytest.raises(OSError, match="No space left"):
         cache.add_shard([hash_text("a")], np.zeros((1, 2), dtype=np.float32))
@@ -198,7 +198,7 @@ def test_the_cache_lies_where_the_environment_says(
 def test_unknown_encoders_get_a_suggestion() -> None:
     with pytest.raises(RecipeError, match="did you mean 'sentence-transformers'"):
         build_encoder(EmbedRecipe(encoder="sentence-transformer"))
-    own = build_encoder(EmbedRecipe(encoder="genrec.tokenizers.lsa:LsaEncoder"))
+    own = build_encoder(EmbedRecipe(encoder="genrec.tokenizers.embedding.lsa:LsaEncoder"))
     assert isinstance(own, LsaEncoder)
 
 

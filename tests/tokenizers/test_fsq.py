@@ -10,11 +10,11 @@ import torch
 from vector_quantize_pytorch import FSQ
 
 from genrec.errors import RecipeError
-from genrec.tokenizers.assign import assign_unique
-from genrec.tokenizers.fsq import GridCodes
-from genrec.tokenizers.quantizer import build_quantizer
+from genrec.tokenizers.quantizers.fsq import GridCodes
+from genrec.tokenizers.quantizers.quantizer import build_quantizer
+from genrec.tokenizers.quantizers.rqvae_codes import find_codes
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqvae_codes import find_codes
+from genrec.tokenizers.uniqueness.assign import assign_unique
 
 from .conftest import plant_clusters
 from .test_quantizers import give_vectors

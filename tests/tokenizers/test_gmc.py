@@ -13,14 +13,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from genrec.errors import ArtifactError, CapacityError, DataError
-from genrec.tokenizers.assign import assign_unique
-from genrec.tokenizers.gmc import DomainLoss, Gmc, find_gmc_needs, read_domains
 from genrec.tokenizers.inputs import DATA, VECTORS, FitInput, read_input
-from genrec.tokenizers.losses import TrainBatch
+from genrec.tokenizers.quantizers.gmc import DomainLoss, Gmc, find_gmc_needs, read_domains
+from genrec.tokenizers.quantizers.losses import TrainBatch
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer
-from genrec.tokenizers.unique import Collisions, make_unique
+from genrec.tokenizers.uniqueness.assign import assign_unique
+from genrec.tokenizers.uniqueness.unique import Collisions, make_unique
 from genrec.types import FloatArray
 
 from .conftest import plant_clusters
@@ -290,7 +290,7 @@ def merge_real(beauty: Path, sports: Path, out: Path) -> Path:
 def test_real_domains_part(find_real_data: Callable[[str], Path], tmp_path: Path) -> None:
     from genrec.data.recipe import DataRecipe
     from genrec.data.step import make_data
-    from genrec.tokenizers.lsa import LsaEncoder
+    from genrec.tokenizers.embedding.lsa import LsaEncoder
     from genrec.tokenizers.recipe import EmbedRecipe
 
     raw = merge_real(

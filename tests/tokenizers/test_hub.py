@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import errors
 
 from genrec.errors import ArtifactError, ModelError
-from genrec.tokenizers.hub import names_repository, send_folder
-from genrec.tokenizers.model_card import render_card
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+from genrec.tokenizers.sharing.hub import names_repository, send_folder
+from genrec.tokenizers.sharing.model_card import render_card
 
 from .made_report import plant_codes, write_imported
 

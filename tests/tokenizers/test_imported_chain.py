@@ -9,8 +9,8 @@ import pytest
 from genrec.artifact import load_artifact
 from genrec.pipeline import STEPS, read_step
 from genrec.recommender import Recommender
-from genrec.tokenizers.peer_import import export_index, import_index
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+from genrec.tokenizers.sharing.peer_import import export_index, import_index
 
 pytestmark = pytest.mark.slow
 

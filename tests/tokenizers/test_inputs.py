@@ -9,7 +9,7 @@ from genrec.data.dataset import load_dataset
 from genrec.data.recipe import DataRecipe
 from genrec.data.step import make_data
 from genrec.errors import ArtifactError, DataError
-from genrec.tokenizers.embed import make_embeddings
+from genrec.tokenizers.embedding.embed import make_embeddings
 from genrec.tokenizers.inputs import DATA, VECTORS, FitInput, read_input
 from genrec.tokenizers.recipe import EmbedRecipe
 

@@ -10,7 +10,7 @@ import pytest
 
 from genrec.errors import DataError
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.item_factors import factorise_interactions, read_factors
+from genrec.tokenizers.quantizers.item_factors import factorise_interactions, read_factors
 
 from .made_data import draw_choices, make_given, write_data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genrec.tokenizers.kmeans import (
+from genrec.tokenizers.quantizers.kmeans import (
     KMeansPlan,
     find_few_distinct,
     fit_centres,

@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from genrec.errors import DataError
 from genrec.tokenizers.inputs import DATA, VECTORS, FitInput, read_input
-from genrec.tokenizers.item_factors import factorise_interactions
-from genrec.tokenizers.letter import (
+from genrec.tokenizers.quantizers.item_factors import factorise_interactions
+from genrec.tokenizers.quantizers.letter import (
     AlignmentLoss,
     DiversityLoss,
     find_letter_needs,
     group_codes,
     make_letter_losses,
 )
-from genrec.tokenizers.losses import TrainBatch
-from genrec.tokenizers.quantizer import build_quantizer
+from genrec.tokenizers.quantizers.losses import TrainBatch
+from genrec.tokenizers.quantizers.quantizer import build_quantizer
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer
@@ -217,7 +217,7 @@ def test_real_neighbours_share_codes_more_often(
 ) -> None:
     from genrec.data.recipe import DataRecipe
     from genrec.data.step import make_data
-    from genrec.tokenizers.lsa import LsaEncoder
+    from genrec.tokenizers.embedding.lsa import LsaEncoder
     from genrec.tokenizers.recipe import EmbedRecipe
 
     folder = find_real_data("amazon18-scientific")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec.tokenizers import nearest_code
-from genrec.tokenizers.nearest_code import NearestCode
+from genrec.tokenizers.quantizers import nearest_code
+from genrec.tokenizers.quantizers.nearest_code import NearestCode
 from genrec.types import FloatArray
 
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
-from genrec.tokenizers import neighbours as module
-from genrec.tokenizers.neighbours import (
+from genrec.tokenizers.measures import neighbours as module
+from genrec.tokenizers.measures.neighbours import (
     Neighbours,
     correlate_ranks,
     find_neighbours,

@@ -1,4 +1,4 @@
-"""What product codes do beyond the contract: parts, rotations, and codes that rounding leaves be."""
+"""What product codes do beyond the contract: parts, rotations, codes despite rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from genrec.errors import RecipeError
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.opq import ProductCodes
+from genrec.tokenizers.quantizers.opq import ProductCodes
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.types import FloatArray
 

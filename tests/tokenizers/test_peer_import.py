@@ -8,12 +8,12 @@ import pytest
 
 from genrec.artifact import load_artifact
 from genrec.errors import ArtifactError, DataError
-from genrec.tokenizers.imported import Imported
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.peer_import import estimate_codebooks, export_index, import_index
-from genrec.tokenizers.peer_index import read_index
+from genrec.tokenizers.quantizers.imported import Imported
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+from genrec.tokenizers.sharing.peer_import import estimate_codebooks, export_index, import_index
+from genrec.tokenizers.sharing.peer_index import read_index
 from genrec.tokenizers.step import fit_tokenizer
 from genrec.tokenizers.tokenizer_files import Fitted
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.errors import DataError
-from genrec.tokenizers.peer_index import find_indexes, read_index, write_index
+from genrec.tokenizers.sharing.peer_index import find_indexes, read_index, write_index
 
 
 def write_text(folder: Path, text: str) -> Path:

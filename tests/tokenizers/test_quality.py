@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from genrec.tokenizers.assign import Assignment
-from genrec.tokenizers.quality import (
+from genrec.tokenizers.measures.quality import (
     Vocabulary,
     format_quality,
     measure_quality,
     measure_reconstruction,
     name_level,
 )
+from genrec.tokenizers.uniqueness.assign import Assignment
 from genrec.tokenizers.vectors import ShardedVectors
 
 RAW = np.array([[0, 0], [0, 0], [0, 0], [1, 1]], dtype=np.int32)

@@ -12,7 +12,7 @@ import pytest
 
 from genrec.errors import DataError, RecipeError
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import Quantizer, build_quantizer, check_vectors
+from genrec.tokenizers.quantizers.quantizer import Quantizer, build_quantizer, check_vectors
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.types import FloatArray
 
@@ -39,7 +39,9 @@ def test_unknown_quantizers_get_a_suggestion() -> None:
 
 
 def test_a_quantizer_of_your_own_is_found_by_module() -> None:
-    recipe = TokenizeRecipe(quantizer="genrec.tokenizers.rqkmeans:RqKMeans", codebook_sizes=(2,))
+    recipe = TokenizeRecipe(
+        quantizer="genrec.tokenizers.quantizers.rqkmeans:RqKMeans", codebook_sizes=(2,)
+    )
     assert build_quantizer(recipe, 4).codebooks[0].shape == (2, 4)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from genrec.errors import RecipeError
 from genrec.recipe import Recipe, parse_recipe, read_recipe, read_yaml
-from genrec.tokenizers.encoder import ENCODERS
-from genrec.tokenizers.quantizer import QUANTIZERS, build_quantizer
+from genrec.tokenizers.embedding.encoder import ENCODERS
+from genrec.tokenizers.quantizers.quantizer import QUANTIZERS, build_quantizer
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 
 CLASSES: dict[str, type[Recipe]] = {"embed": EmbedRecipe, "tokenize": TokenizeRecipe}

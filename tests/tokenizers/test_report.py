@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from genrec.artifact import load_artifact, write_artifact
 from genrec.cli import app
 from genrec.errors import ArtifactError, DataError
-from genrec.tokenizers import report as module
-from genrec.tokenizers.peer_import import import_index
+from genrec.tokenizers.measures import report as module
+from genrec.tokenizers.measures.report import make_report
+from genrec.tokenizers.measures.report_input import read_entries
+from genrec.tokenizers.measures.report_measures import MEASURES, compare_measures
+from genrec.tokenizers.measures.report_page import list_notes, write_page
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.report import make_report
-from genrec.tokenizers.report_input import read_entries
-from genrec.tokenizers.report_measures import MEASURES, compare_measures
-from genrec.tokenizers.report_page import list_notes, write_page
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+from genrec.tokenizers.sharing.peer_import import import_index
 from genrec.tokenizers.tokenizer_files import Fitted
 
 from .conftest import plant_clusters

@@ -10,11 +10,11 @@ import pytest
 
 from genrec.data.recipe import DataRecipe
 from genrec.data.step import make_data
-from genrec.tokenizers.embed import make_embeddings
-from genrec.tokenizers.peer_import import export_index, import_index
+from genrec.tokenizers.embedding.embed import make_embeddings
+from genrec.tokenizers.measures.report import make_report
 from genrec.tokenizers.recipe import EmbedRecipe
-from genrec.tokenizers.report import make_report
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+from genrec.tokenizers.sharing.peer_import import export_index, import_index
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 
 from genrec.errors import ArtifactError
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.quantizers.rqkmeans import RqKMeans
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqkmeans import RqKMeans
 from genrec.types import FloatArray
 
 from .conftest import plant_clusters

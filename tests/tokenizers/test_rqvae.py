@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from genrec.errors import ArtifactError, RecipeError
-from genrec.tokenizers.assign import assign_unique
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.quantizers.rqvae import RqVae
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqvae import RqVae
+from genrec.tokenizers.uniqueness.assign import assign_unique
 from genrec.tokenizers.vectors import ShardedVectors
 from genrec.types import FloatArray, IndexArray
 
@@ -114,7 +114,7 @@ def test_codes_are_the_same_for_any_chunk(monkeypatch: pytest.MonkeyPatch) -> No
     given = give_vectors(vectors)
     codes, latents = quantizer.encode(given), quantizer.project(given)
     decoded = quantizer.decode_codes(codes)
-    monkeypatch.setattr("genrec.tokenizers.rqvae._CHUNK_VALUES", 24 * 7)  # seven items
+    monkeypatch.setattr("genrec.tokenizers.quantizers.rqvae._CHUNK_VALUES", 24 * 7)  # seven items
     np.testing.assert_array_equal(quantizer.encode(given), codes)
     np.testing.assert_allclose(quantizer.project(given), latents, rtol=0, atol=1e-6)
     np.testing.assert_allclose(quantizer.decode_codes(codes), decoded, rtol=0, atol=1e-6)
@@ -159,7 +159,7 @@ def test_vectors_on_disk_train_as_those_in_memory(
     vectors = plant_clusters(120, noise=0.3)
     short = {"batch_size": 48, "valid_share": 0.2, "max_epochs": 8, "warmup_epochs": 3}
     held, history = fit_rqvae(vectors, **short)
-    monkeypatch.setattr("genrec.tokenizers.rqvae_rows.HELD_BYTES", vectors.nbytes - 1)
+    monkeypatch.setattr("genrec.tokenizers.quantizers.rqvae_rows.HELD_BYTES", vectors.nbytes - 1)
     mapped = write_memmap(vectors, tmp_path)
     rows = mapped if kind == "memmap" else ShardedVectors([mapped[:50], mapped[50:]])
     streamed = RqVae(write_recipe(**short), 16)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from genrec.tokenizers.quantizers.rqvae_codes import ResidualCodes, find_codes
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqvae_codes import ResidualCodes, find_codes
 
 
 def make_codes(sizes: tuple[int, ...] = (8, 8, 8), **values: Any) -> ResidualCodes:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genrec.tokenizers import rqvae_trainer
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.losses import AuxiliaryLoss, TrainBatch
+from genrec.tokenizers.quantizers import rqvae_trainer
+from genrec.tokenizers.quantizers.losses import AuxiliaryLoss, TrainBatch
+from genrec.tokenizers.quantizers.rqvae import RqVae
+from genrec.tokenizers.quantizers.rqvae_rows import measure_scale
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqvae import RqVae
-from genrec.tokenizers.rqvae_rows import measure_scale
 
 from .conftest import plant_clusters
 from .test_quantizers import give_vectors

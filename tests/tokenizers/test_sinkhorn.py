@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.tokenizers.sinkhorn import spread_evenly
+from genrec.tokenizers.quantizers.sinkhorn import spread_evenly
 from genrec.types import FloatArray
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.errors import CapacityError
-from genrec.tokenizers.assign import Assignment, CodeArray, assign_unique
-from genrec.tokenizers.spread import round_plans, spread_unique
+from genrec.tokenizers.uniqueness.assign import Assignment, CodeArray, assign_unique
+from genrec.tokenizers.uniqueness.spread import round_plans, spread_unique
 from genrec.types import FloatArray
 
 from .made_codes import encode_greedily, find_alone, make_codebooks, measure_total

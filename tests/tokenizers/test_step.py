@@ -11,7 +11,7 @@ import pytest
 
 from genrec.artifact import load_artifact
 from genrec.errors import ArtifactError, CapacityError, DataError
-from genrec.tokenizers.embed import make_embeddings
+from genrec.tokenizers.embedding.embed import make_embeddings
 from genrec.tokenizers.inputs import FitInput
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
@@ -104,7 +104,7 @@ def test_real_items_get_unique_codes(find_real_data: Callable[[str], Path]) -> N
     items = pl.read_parquet(find_real_data("amazon18-scientific") / "items.parquet")
     columns = items.select(pl.col("title", "brand", "categories").cast(pl.String).fill_null(""))
     texts = [" ".join(row) for row in columns.iter_rows()]
-    from genrec.tokenizers.lsa import LsaEncoder
+    from genrec.tokenizers.embedding.lsa import LsaEncoder
 
     vectors = LsaEncoder(EmbedRecipe.model_validate({"lsa": {"dimensions": 64}})).encode_texts(
         texts

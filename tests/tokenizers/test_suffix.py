@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.errors import CapacityError, DataError
-from genrec.tokenizers.suffix import append_suffix
+from genrec.tokenizers.uniqueness.suffix import append_suffix
 
 SIZES = (3, 4)
 RAW = np.array([[0, 1], [2, 3], [0, 1], [0, 1], [2, 3]], dtype=np.int32)

@@ -14,10 +14,10 @@ from genrec.decode.trie import Trie
 from genrec.errors import ArtifactError, DataError, ModelError
 from genrec.prompts.corpus import read_corpus
 from genrec.prompts.recipe import PromptsRecipe
-from genrec.tokenizers import title as module
+from genrec.tokenizers.quantizers import title as module
+from genrec.tokenizers.quantizers.title import Title, make_distinct
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.step import make_tokenizer
-from genrec.tokenizers.title import Title, make_distinct
 from genrec.train.corpus import train_tokenizer
 
 from .made_data import make_given, write_data

@@ -12,12 +12,12 @@ import torch
 from genrec.errors import ArtifactError, DataError, RecipeError
 from genrec.recipe import parse_recipe
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.quantizers.rqvae import RqVae
+from genrec.tokenizers.quantizers.ulmrec import UlmRec, UserFusion
 from genrec.tokenizers.recipe import TokenizeRecipe
-from genrec.tokenizers.rqvae import RqVae
 from genrec.tokenizers.sections import UlmRecSection
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer
-from genrec.tokenizers.ulmrec import UlmRec, UserFusion
 from genrec.types import FloatArray
 
 from .conftest import plant_clusters
@@ -165,7 +165,7 @@ def test_real_users_get_ids(
 ) -> None:
     from genrec.data.recipe import DataRecipe
     from genrec.data.step import make_data
-    from genrec.tokenizers.embed import make_embeddings
+    from genrec.tokenizers.embedding.embed import make_embeddings
     from genrec.tokenizers.recipe import EmbedRecipe
     from genrec.tokenizers.step import make_tokenizer
 

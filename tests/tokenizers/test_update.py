@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.errors import CapacityError, DataError, UnknownItemError
-from genrec.tokenizers.assign import CodeArray
 from genrec.tokenizers.inputs import FitInput
-from genrec.tokenizers.quantizer import QUANTIZERS
+from genrec.tokenizers.quantizers.quantizer import QUANTIZERS
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.step import fit_tokenizer
+from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.tokenizers.update import Changes, add_items, diff_tokenizers, remove_items
 
 from .conftest import plant_clusters

@@ -9,7 +9,7 @@ import pytest
 from genrec.artifact import write_artifact
 from genrec.errors import DataError
 from genrec.recipe import Recipe
-from genrec.tokenizers.user_text import read_user_texts
+from genrec.tokenizers.embedding.user_text import read_user_texts
 
 Row = tuple[int, int, str, str | None, str | None]
 

@@ -1,0 +1,4 @@
+"""Text to vectors.
+
+Owns text encoders, their cache and the `embed` step. Knows no code.
+"""
