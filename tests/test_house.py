@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import subprocess
 import sys
@@ -66,6 +67,11 @@ def list_imports(tree: ast.Module) -> Iterator[str]:
 
 def count_code_lines(path: Path, first: int, last: int) -> int:
     """Lines that hold code: no blank lines, comments or docstrings."""
+    return len([line for line in find_code_lines(path) if first <= line <= last])
+
+
+@functools.cache
+def find_code_lines(path: Path) -> set[int]:
     source = path.read_text(encoding="utf-8")
     documented: set[int] = set()
     for node in ast.walk(ast.parse(source)):
@@ -79,7 +85,7 @@ def count_code_lines(path: Path, first: int, last: int) -> int:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in ignored:
             held.update(range(token.start[0], token.end[0] + 1))
-    return len([line for line in held - documented if first <= line <= last])
+    return held - documented
 
 
 def list_functions() -> list[tuple[str, int]]:
