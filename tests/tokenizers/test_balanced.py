@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from genrec.tokenizers.quantizers import balanced
 from genrec.tokenizers.quantizers.balanced import assign_evenly, fit_even_centres
 from genrec.tokenizers.quantizers.kmeans import KMeansPlan
 from genrec.tokenizers.quantizers.nearest_code import NearestCode
@@ -78,3 +79,21 @@ def test_uneven_data_ends_in_clusters_that_differ_by_one_at_most() -> None:
     assert (codes == found.members).mean() > 0.75
     plain = NearestCode(found.centres).find_codes(rows)
     assert np.bincount(codes, minlength=8).std() < np.bincount(plain, minlength=8).std()
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-6])
+def test_a_crowd_with_few_outliers_ends_too(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nearly all rows want the same few centres, and the others are a hundred times as far away.
+    monkeypatch.setattr(balanced, "_MOST_BIDDINGS", 100)
+    crowd, rest = 1 + plant_clusters(291, 1, noise=noise), 3 * plant_clusters(9, 9, seed=1)
+    found = fit_even_centres(np.concatenate([crowd, rest]), 16, PLAN)
+    sizes = np.bincount(found.members, minlength=16)
+    assert sizes.max() - sizes.min() <= 1
+    assert np.isfinite(found.prices).all()
+
+
+def test_rows_left_over_take_the_cheapest_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balanced, "_MOST_BIDDINGS", 0)
+    distances = np.array([[1, 2, 9], [1, 2, 9], [1, 2, 9]], dtype=np.float32)
+    members, _ = assign_evenly(distances, np.array([1, 1, 1]))
+    assert members.tolist() == [0, 1, 2]

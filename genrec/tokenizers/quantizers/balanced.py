@@ -26,7 +26,7 @@ from genrec.types import FloatArray, IndexArray
 _ACCURACY = 0.02
 _LEAST_GAP = 0.001
 _COARSER = 8.0
-_STEPS = 3
+_MOST_BIDDINGS = 4_000
 _ROUNDS = 8
 _SETTLED = 0.02
 
@@ -88,7 +88,8 @@ def assign_evenly(
 
     For each row, distance plus price is least at its cluster, or above the least by no more than a
     fiftieth of the mean gap between nearest and second-nearest cluster (a thousandth of the mean
-    range of distances counts as a gap, where that is larger).
+    range of distances counts as a gap, where that is larger). Where most rows crowd in one place,
+    the auction can reach its limit; rows that it leaves over then fill what room there is.
 
     Args:
         distances: from each row to each cluster.
@@ -102,31 +103,40 @@ def assign_evenly(
     """
     n, size = distances.shape
     assert capacities.sum() == n, "every row finds room, and no room is left"
-    steps = _STEPS if prices is None else 1
+    cold = prices is None
     prices = np.zeros(size) if prices is None else prices.copy()
     members = np.zeros(n, dtype=np.int32)
     if size > 1:
         least = np.partition(distances, 1, axis=1)[:, :2]
+        span = float((distances.max(axis=1) - least[:, 0]).mean())
         gap = max(
             float((least[:, 1] - least[:, 0]).mean()),
             _ACCURACY * float(least[:, 1].mean()),
             # Where centres coincide there is no gap, and prices would take ages to rise.
-            _LEAST_GAP * float((distances.max(axis=1) - least[:, 0]).mean()),
+            _LEAST_GAP * span,
         )
-        bidding = _ACCURACY * max(gap, float(np.finfo(np.float32).tiny))
-        for step in reversed(range(steps)):
-            members = _run_auction(distances, capacities, prices, bidding * _COARSER**step)
+        bids = [_ACCURACY * max(gap, float(np.finfo(np.float32).tiny))]
+        while cold and bids[-1] * _COARSER < span:  # first in steps as coarse as prices can rise
+            bids.append(bids[-1] * _COARSER)
+        for bidding in reversed(bids):
+            members = _run_auction(distances, capacities, prices, bidding)
+        _fill_room(members, distances + prices, capacities)
     return members, prices
 
 
 def _run_auction(
     distances: FloatArray, capacities: IndexArray, prices: NDArray[np.float64], bidding: float
 ) -> NDArray[np.int32]:
-    """One auction from empty clusters; `prices` rise in place, by `bidding` at least a bid."""
+    """One auction from empty clusters; `prices` rise in place, by `bidding` at least a bid.
+
+    Rows without a cluster at its end, which has a limit, are -1.
+    """
     members = np.full(len(distances), -1, dtype=np.int32)
     bids = np.zeros(len(distances))
     waiting = np.arange(len(distances))
-    while waiting.size:
+    for _ in range(_MOST_BIDDINGS):
+        if not waiting.size:
+            break
         costs = distances[waiting] + prices
         wanted = np.argmin(costs, axis=1)
         at = np.arange(len(waiting))
@@ -136,6 +146,17 @@ def _run_auction(
         members[waiting] = wanted
         waiting = _evict(members, bids, wanted, capacities, prices)
     return members
+
+
+def _fill_room(
+    members: NDArray[np.int32], costs: NDArray[np.float64], capacities: IndexArray
+) -> None:
+    """Put each row that is still without a cluster into the cheapest one with room, in place."""
+    room = capacities - np.bincount(members[members >= 0], minlength=len(capacities))
+    for row in np.flatnonzero(members < 0).tolist():
+        chosen = int(np.argmin(np.where(room > 0, costs[row], np.inf)))
+        members[row] = chosen
+        room[chosen] -= 1
 
 
 def _evict(

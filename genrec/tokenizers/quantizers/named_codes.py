@@ -111,7 +111,7 @@ class NamedCodes:
         Raises:
             DataError: always.
         """
-        raise self._refuse(f"{given.n_items:,} items have no latents")
+        raise refuse_vectors(self._recipe, f"{given.n_items:,} items have no latents")
 
     def decode_codes(self, codes: CodeArray) -> NoReturn:
         """Refuse; codes stand for no vectors.
@@ -119,13 +119,7 @@ class NamedCodes:
         Raises:
             DataError: always.
         """
-        raise self._refuse(f"{len(codes):,} code sequences stand for no vectors")
-
-    def _refuse(self, what: str) -> DataError:
-        return DataError(
-            f"quantizer {self._recipe.quantizer!r} names items without looking at vectors: {what}; "
-            f"use one that encodes vectors, such as rqvae"
-        )
+        raise refuse_vectors(self._recipe, f"{len(codes):,} code sequences stand for no vectors")
 
     def list_weights(self) -> dict[str, NDArray[Any]]:
         """Item ids, codes and sizes."""
@@ -155,3 +149,11 @@ class NamedCodes:
                 f"{len(named.codebook_sizes)} levels"
             )
         self._remember(ids, named)
+
+
+def refuse_vectors(recipe: TokenizeRecipe, what: str) -> DataError:
+    """The error of a quantizer without codebooks that is asked for latents or vectors."""
+    return DataError(
+        f"quantizer {recipe.quantizer!r} names items without looking at vectors: {what}; "
+        f"use one that encodes vectors, such as rqvae"
+    )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from genrec.errors import ArtifactError, DataError, ModelError, join_problems
 from genrec.recipe import expand_path
 from genrec.tokenizers.inputs import FitInput
+from genrec.tokenizers.quantizers.named_codes import refuse_vectors
 from genrec.tokenizers.recipe import TokenizeRecipe
 from genrec.tokenizers.uniqueness.assign import CodeArray
 from genrec.types import FloatArray
@@ -140,7 +141,7 @@ class Title:
         Raises:
             DataError: always.
         """
-        raise self._refuse(f"{given.n_items:,} items have no latents")
+        raise refuse_vectors(self._recipe, f"{given.n_items:,} items have no latents")
 
     def decode_codes(self, codes: CodeArray) -> NoReturn:
         """Refuse; codes stand for no vectors.
@@ -148,13 +149,7 @@ class Title:
         Raises:
             DataError: always.
         """
-        raise self._refuse(f"{len(codes):,} titles stand for no vectors")
-
-    def _refuse(self, what: str) -> DataError:
-        return DataError(
-            f"quantizer 'title' names items without looking at vectors: {what}; use one that "
-            f"encodes vectors, such as rqvae"
-        )
+        raise refuse_vectors(self._recipe, f"{len(codes):,} titles stand for no vectors")
 
     def list_weights(self) -> dict[str, NDArray[Any]]:
         """Each item's title, the list of tokens, and how many levels there are."""
