@@ -85,3 +85,12 @@ def test_vectors_in_memory_need_no_artefact() -> None:
     given = FitInput(("a", "b"), plant_clusters(2))
     assert given.dimensions == 16
     np.testing.assert_array_equal(given.select_items(np.array([1])).rows[:], given.rows[:][[1]])
+
+
+def test_users_have_neither_titles_nor_choosers(data: Path) -> None:
+    dataset = load_dataset(data)
+    users = FitInput(tuple(dataset.users["user_id"]), dataset=dataset, subject="users")
+    with pytest.raises(DataError, match="hold users, but the items' column 'title' says"):
+        users.read_column("title")
+    with pytest.raises(DataError, match=r"hold users, but who chose which item .*; give embed"):
+        users.histories()
