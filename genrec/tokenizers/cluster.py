@@ -103,7 +103,10 @@ class RayEngine:
     ) -> Iterator[tuple[int, FloatArray]]:
         parts = [{"part": number, "texts": list(shard)} for number, shard in enumerate(shards)]
         device = recipe.sentence_transformers.device
-        yield from self.run_parts(partial(_load_encoder, recipe, digest), parts, device)
+        import torch  # noqa: PLC0415
+
+        load = partial(_load_encoder, recipe, digest, torch.get_num_threads())
+        yield from self.run_parts(load, parts, device)
 
     def encode_items(
         self, recipe: TokenizeRecipe, quantizer: Quantizer, given: FitInput
@@ -239,9 +242,13 @@ class _Worker:
         }
 
 
-def _load_encoder(recipe: EmbedRecipe, digest: str) -> Work:
+def _load_encoder(recipe: EmbedRecipe, digest: str, threads: int) -> Work:
+    import torch  # noqa: PLC0415
+
     from genrec.tokenizers.embedding.encoder import build_encoder  # noqa: PLC0415
 
+    # Products round by how they are split: with other threads, other last bits of a vector.
+    torch.set_num_threads(threads)
     encoder = build_encoder(recipe)
     if encoder.digest != digest:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from genrec.tokenizers.quantizers.kmeans import (
     KMeansPlan,
@@ -69,3 +70,40 @@ def test_clusters_are_summed_empty_ones_too() -> None:
     sums, counts = sum_clusters(rows, np.array([2, 0, 2], dtype=np.int32), 4)
     assert sums.tolist() == [[2, 2], [0, 0], [5, 5], [0, 0]]
     assert counts.tolist() == [1, 0, 2, 0]
+
+
+def test_clusters_are_summed_as_numpy_does() -> None:
+    rows = plant_clusters(90, dimensions=5)
+    codes = np.random.default_rng(0).integers(0, 7, 90).astype(np.int32)
+    sums, counts = sum_clusters(rows, codes, 9)
+    expected = np.zeros((9, 5))
+    np.add.at(expected, codes, rows)
+    np.testing.assert_allclose(sums, expected, atol=1e-5)
+    np.testing.assert_array_equal(counts, np.bincount(codes, minlength=9))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_rows_without_variance_are_one_centre(value: float) -> None:
+    rows = np.full((12, 3), value, dtype=np.float32)
+    centres = fit_centres(rows, 4, PLAN, weights=np.ones(12, dtype=np.float32))
+    np.testing.assert_array_equal(centres, [[value] * 3, [0] * 3, [0] * 3, [0] * 3])
+    np.testing.assert_array_equal(fit_centres(rows, 1, PLAN), [[value] * 3])
+
+
+def test_as_many_distinct_rows_as_centres_are_kept_exactly() -> None:
+    rows = np.array([[3, 1], [1, 2], [3, 1], [1, 1]], dtype=np.float32)
+    np.testing.assert_array_equal(fit_centres(rows, 3, PLAN), [[1, 1], [1, 2], [3, 1]])
+
+
+def test_rows_that_can_be_split_in_two_ways_are_split_the_same_way_again() -> None:
+    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)
+    centres = fit_centres(corners, 2, PLAN)
+    np.testing.assert_array_equal(centres, fit_centres(corners, 2, PLAN))
+    gaps = ((corners[:, None] - centres[None]) ** 2).sum(2).min(1)
+    assert gaps.sum() <= 4 / 3 + 1e-6  # no worse than one corner alone and three together
+
+
+def test_weights_pull_centres() -> None:
+    rows = np.array([[0], [1], [10]], dtype=np.float32)
+    centres = fit_centres(rows, 2, PLAN, weights=np.array([1, 3, 1], dtype=np.float32))
+    np.testing.assert_allclose(np.sort(centres[:, 0]), [0.75, 10], atol=1e-5)

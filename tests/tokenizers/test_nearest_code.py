@@ -86,6 +86,56 @@ def test_rounded_vectors_are_read_again_where_it_matters() -> None:
         return exact[rows]
 
     rounded = exact.astype(np.float32)
-    codes = NearestCode(book).find_codes(rounded, read_exact=read_exact, slack=1e-6)
+    slack = np.full(3, 1e-6, dtype=np.float32)
+    codes = NearestCode(book).find_codes(rounded, read_exact=read_exact, slack=slack)
     assert codes.tolist() == [0, 1, 1]
     assert asked == [0, 1]  # the third is far from the middle, however it was rounded
+
+
+def test_rounded_vectors_are_read_by_their_own_number_in_every_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nearest_code, "_CHUNK_SCORES", 4)
+    book = np.array([[0.0, 0.0], [2.0, 0.0]], dtype=np.float32)
+    exact = np.array([[1 + sign * 1e-9, 0.0] for sign in (1, -1, 1, 1, -1, -1, 1)])
+    slack = np.full(7, 1e-6, dtype=np.float32)
+    codes = NearestCode(book).find_codes(
+        exact.astype(np.float32), read_exact=lambda rows: exact[rows], slack=slack
+    )
+    assert codes.tolist() == [1, 0, 1, 1, 0, 0, 1]
+
+
+def test_slack_is_each_vectors_own() -> None:
+    book = np.array([[0.0], [2.0]], dtype=np.float32)
+    truth = np.array([[0.9], [0.9]])
+    rounded = np.array([[1.1], [1.1]], dtype=np.float32)
+    slack = np.array([0.0, 0.2], dtype=np.float32)
+    codes = NearestCode(book).find_codes(rounded, read_exact=lambda rows: truth[rows], slack=slack)
+    assert codes.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("priced", [False, True])
+def test_exact_ties_go_to_the_first_wherever_the_middle_is(priced: bool) -> None:
+    # Whole numbers and halves have exact distances, but the middle of the rows may have none.
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        size, width = random.integers(2, 12), random.integers(1, 5)
+        book = random.integers(-4, 5, (size, width)).astype(np.float32)
+        vectors = (random.integers(-8, 9, (50, width)) / 2).astype(np.float32)
+        prices = random.integers(0, 4, size).astype(np.float32) if priced else None
+        codes = NearestCode(book, prices).find_codes(vectors)
+        np.testing.assert_array_equal(codes, search_slowly(vectors, book, prices))
+
+
+def test_prices_do_not_make_codes_depend_on_the_batch() -> None:
+    book = draw(16, 64)
+    search = NearestCode(book, np.full(16, 0.25, dtype=np.float32))
+    pairs = np.random.default_rng(4).integers(0, 16, (2, 100))
+    midway = ((book[pairs[0]] + book[pairs[1]]) / 2).astype(np.float32)
+    single = [search.find_codes(midway[row : row + 1]) for row in range(100)]
+    np.testing.assert_array_equal(np.concatenate(single), search.find_codes(midway))
+
+
+def test_zero_with_a_sign_is_the_same_row() -> None:
+    book = np.array([[1.0, 0.0], [1.0, -0.0], [0.0, 5.0]], dtype=np.float32)
+    assert NearestCode(book).find_codes(book).tolist() == [0, 0, 2]

@@ -88,8 +88,9 @@ def assign_evenly(
 
     For each row, distance plus price is least at its cluster, or above the least by no more than a
     fiftieth of the mean gap between nearest and second-nearest cluster (a thousandth of the mean
-    range of distances counts as a gap, where that is larger). Where most rows crowd in one place,
-    the auction can reach its limit; rows that it leaves over then fill what room there is.
+    range of distances counts as a gap, where that is larger, and so does a fiftieth of the mean
+    distance to the second-nearest). Where most rows crowd in one place, the auction can reach its
+    limit; rows that it leaves over then fill what room there is.
 
     Args:
         distances: from each row to each cluster.

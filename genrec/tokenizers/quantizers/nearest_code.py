@@ -47,7 +47,8 @@ class NearestCode:
             prices = np.zeros(len(codebook), dtype=np.float32)
         # Differences are what counts: around the codebook's own middle they round the least.
         self._middle = codebook.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._rows = (codebook[self._numbers] - self._middle).astype(np.float32)
+        self._exact = codebook[self._numbers]
+        self._rows = (self._exact - self._middle).astype(np.float32)
         self._prices = prices[self._numbers].astype(np.float64)
         squares = (self._rows.astype(np.float64) ** 2).sum(axis=1)
         self._longest = float(np.sqrt(squares.max()))
@@ -55,28 +56,38 @@ class NearestCode:
         self._highest = float(np.abs(self._offsets).max())
 
     def find_codes(
-        self, vectors: FloatArray, *, read_exact: ExactReader | None = None, slack: float = 0.0
+        self,
+        vectors: FloatArray,
+        *,
+        read_exact: ExactReader | None = None,
+        slack: FloatArray | None = None,
     ) -> NDArray[np.int32]:
         """The code of each vector: the nearest row, prices added, and of equally near the first.
 
         Args:
             vectors: what to find codes for.
             read_exact: the vectors at full accuracy, where `vectors` are themselves rounded.
-            slack: how far `vectors` can be from these, as a share of their length.
+            slack: how far each of `vectors` can be from these; None is not at all.
 
         Shapes:
             vectors: (n, d) float32.
+            slack: (n,) float32.
             returns: (n,) int32.
         """
         codes = np.empty(len(vectors), dtype=np.int32)
         step = max(1, _CHUNK_SCORES // len(self._rows))
         for start in range(0, len(vectors), step):
-            part = vectors[start : start + step]
-            codes[start : start + step] = self._find_chunk(part, start, read_exact, slack)
+            part = slice(start, start + step)
+            loose = None if slack is None else slack[part]
+            codes[part] = self._find_chunk(vectors[part], start, read_exact, loose)
         return codes
 
     def _find_chunk(
-        self, vectors: FloatArray, start: int, read_exact: ExactReader | None, slack: float
+        self,
+        vectors: FloatArray,
+        start: int,
+        read_exact: ExactReader | None,
+        slack: FloatArray | None,
     ) -> NDArray[np.int32]:
         centred = vectors - self._middle
         lengths = np.sqrt((centred**2).sum(axis=1))
@@ -88,8 +99,8 @@ class NearestCode:
         # Twice what the product and the sums after it can be off, for the best and for its rival.
         unit = 4 * (vectors.shape[1] + 8) * _UNIT
         reach = unit * (2 * lengths * self._longest + self._highest)
-        if slack:
-            reach += 8 * slack * np.sqrt((vectors**2).sum(axis=1)) * self._longest
+        if slack is not None:
+            reach += 8 * slack * self._longest
         near = scores <= (lowest + reach)[:, None]
         contested = np.flatnonzero(near.sum(axis=1) > 1)
         if contested.size:
@@ -106,13 +117,13 @@ class NearestCode:
 
     def _decide(self, vectors: NDArray[np.float64], near: NDArray[np.bool_]) -> IndexArray:
         """The nearest row of each vector among those marked in `near`, each summed by itself."""
-        centred = vectors - self._middle
         owner, row = np.nonzero(near)
         distances = np.empty(len(owner))
         step = max(1, _CHUNK_SCORES // vectors.shape[1])
         for start in range(0, len(owner), step):
             part = slice(start, start + step)
-            gap = centred[owner[part]] - self._rows[row[part]]
+            # The rows as they came: around the middle they are rounded, which would undo ties.
+            gap = vectors[owner[part]] - self._exact[row[part]]
             distances[part] = (gap**2).sum(axis=1) + self._prices[row[part]]
         first = np.flatnonzero(np.diff(owner, prepend=-1))
         smallest = np.minimum.reduceat(distances, first)

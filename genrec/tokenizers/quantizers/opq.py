@@ -164,10 +164,12 @@ class ProductCodes:
         searches = [NearestCode(centres) for centres in self._centres]
         exact = self._rotation.astype(np.float64)
         # The rotation is a product too, and rounds by its shape; see nearest_code.py.
-        slack = len(exact) * float(np.finfo(np.float32).eps)
+        share = len(exact) * float(np.finfo(np.float32).eps)
         codes = np.empty((given.n_items, len(searches)), dtype=np.int32)
         for start, chunk in read_chunks(given.rows):
             rotated = chunk @ self._rotation
+            # By the whole vector's length: a short part is rounded as much as a long one.
+            slack = share * np.linalg.norm(chunk, axis=1)
             for level, (part, search) in enumerate(zip(self._parts, searches, strict=True)):
                 axes = exact[:, part]
 
