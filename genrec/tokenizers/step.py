@@ -80,7 +80,7 @@ def make_tokenizer(
     given = read_input(needs, embeddings, data, who=recipe.quantizer)
     check_input(recipe, given, str(embeddings))
     with write_artifact(out, step="tokenize", recipe=recipe, inputs=given.artifacts) as work:
-        result = fit_tokenizer(recipe, given, engine)
+        result = _fit_checked(recipe, given, engine)
         write_result(result, work.path)
         work.facts.update(describe_tokenizer(result.tokenizer, result.quality))
     _log.info("tokenize: %s", format_quality(result.quality))
@@ -136,6 +136,11 @@ def fit_tokenizer(
         DataError: vectors that are not finite.
     """
     check_input(recipe, given, "the vectors to tokenize")
+    return _fit_checked(recipe, given, engine)
+
+
+def _fit_checked(recipe: TokenizeRecipe, given: FitInput, engine: CodeEngine | None) -> FitResult:
+    """The same for items that `check_input` has seen, since it reads every vector."""
     quantizer = build_quantizer(recipe, given.dimensions)
     history = quantizer.fit(given)
     return code_items(recipe, quantizer, given, history, engine)

@@ -1,7 +1,7 @@
 """Measures of a semantic-ID vocabulary.
 
 Owns the quality summary: collisions, what uniqueness cost, how evenly codes are used, and how well
-they reconstruct. Knows arrays only; neither the quantizer nor the file it is kept in.
+they reconstruct. Knows of the quantizer only how it decodes, and nothing of the file.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def _measure_both(vocabulary: Vocabulary) -> dict[str, dict[str, float]] | None:
         return None
     unique = vocabulary.assignment.codes[:, : vocabulary.raw.shape[1]]
     decode = vocabulary.quantizer.decode_codes
-    return {
-        "before": measure_reconstruction(vocabulary.vectors, vocabulary.raw, decode),
-        "after": measure_reconstruction(vocabulary.vectors, unique, decode),
-    }
+    before = after = measure_reconstruction(vocabulary.vectors, vocabulary.raw, decode)
+    if vocabulary.assignment.moved.any():  # a suffix moves none, and each pass reads every vector
+        after = measure_reconstruction(vocabulary.vectors, unique, decode)
+    return {"before": before, "after": after}
 
 
 def _measure_level(

@@ -6,10 +6,11 @@ none refines the one before, so their order means nothing and a shared prefix is
 Source: product quantization (Jégou et al. 2011); the rotation learned with it (OPQ, Ge et al.
 2013): codes are found for a fixed rotation, then the rotation for fixed codes, by orthogonal
 Procrustes. That ends where it began to fall, so there are two starts, and the better end is kept:
-the vectors as they are, and Ge et al.'s parametric solution, principal axes dealt out so that the
-parts have the same product of variances. Variances count from the least one up, so that their scale
+Ge et al.'s parametric solution, principal axes dealt out so that the parts have the same product of
+variances, and the vectors as they are. Variances count from the least one up, so that their scale
 does not matter, and one below a millionth of the largest counts as that. On LSA vectors of three
-Amazon sets the first start lost 12% to 27% less. RPG (Hou et al. 2025) makes semantic IDs so.
+Amazon sets the vectors as they are lost 12% to 27% less. RPG (Hou et al. 2025) makes semantic IDs
+so.
 
 The latents are the rotated vectors, and a codebook's rows are zero outside its own part, so
 latents are near sums of rows as everywhere else.
