@@ -239,3 +239,21 @@ def write_answers(
             for history, items in zip(batch, answers, strict=True):
                 writer.write(history.user_id, items)
             advance(len(batch))
+
+
+def recommend_samples(
+    run: Path, *, users: int = 3, k: int = 5
+) -> list[tuple[History, list[str], list[Recommendation]]]:
+    """For the first test users of a finished run: history, its titles, recommendations."""
+    from genrec.data.dataset import load_dataset  # noqa: PLC0415
+    from genrec.recommender import Recommender  # noqa: PLC0415
+
+    dataset = load_dataset(run / "data")
+    holdout = dataset.holdout("test")
+    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
+    histories = [
+        History(user_ids[user], tuple(dataset.item_ids[item] for item in items))
+        for user, items in zip(holdout.user_index[:users], holdout.histories[:users], strict=True)
+    ]
+    recommender = Recommender.from_pretrained(run / "model")
+    return list(answer_histories(recommender, histories, Request(k=k)))

@@ -145,10 +145,18 @@ def embed(
 
 @app.command(rich_help_panel=STEPS_PANEL)
 def prompts(
-    data: DataDir, tokenizer: TokenizerDir, out: OutDir, values: Values = None, force: Force = False
+    data: DataDir,
+    tokenizer: TokenizerDir,
+    out: OutDir,
+    values: Values = None,
+    users: Annotated[
+        Path | None, typer.Option(help="Output of `genrec tokenize ulmrec-users`: users by id.")
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Step 4: interactions and semantic IDs to instruction data."""
-    run_step("prompts", values, {"data": data, "tokenize": tokenizer}, out, force)
+    inputs = {"data": data, "tokenize": tokenizer} | ({"users": users} if users else {})
+    run_step("prompts", values, inputs, out, force)
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
@@ -301,7 +309,8 @@ def run(
 @app.command(rich_help_panel=CHAIN_PANEL)
 def quickstart(out: OutDir = Path("runs/quickstart"), values: Values = None) -> None:
     """The whole way on the built-in catalogue, with no download, and what to do next."""
-    from genrec.pipeline import read_chain, recommend_samples, run_chain
+    from genrec.batch import recommend_samples
+    from genrec.pipeline import read_chain, run_chain
     from genrec.tables import build_answers, describe_results
 
     name, overrides = split_values(values)

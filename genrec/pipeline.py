@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from genrec.artifact import Artifact, find_current, refuse_foreign
-from genrec.batch import Request, answer_histories
 from genrec.data.recipe import DataRecipe
 from genrec.errors import ArtifactError, RecipeError
 from genrec.eval.recipe import EvalRecipe
@@ -34,7 +33,6 @@ from genrec.recipe import (
 )
 from genrec.tokenizers.recipe import EmbedRecipe, TokenizeRecipe
 from genrec.train.recipe import BaseRecipe, TrainRecipe
-from genrec.types import History, Recommendation
 
 if TYPE_CHECKING:
     from genrec.tokenizers.cluster import RayEngine
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
+ROLE_STEPS = {"users": "tokenize", "user_vectors": "embed"}
+"""The step that makes an input, where its role has another name."""
 
 
 class ChainRecipe(Recipe):
@@ -136,7 +136,14 @@ def _make_instructions(
 ) -> Artifact:
     from genrec.prompts.step import make_instructions  # noqa: PLC0415
 
-    return make_instructions(recipe, inputs["data"].path, inputs["tokenize"].path, out)
+    users = inputs.get("users")
+    return make_instructions(
+        recipe,
+        inputs["data"].path,
+        inputs["tokenize"].path,
+        out,
+        users=users.path if users else None,
+    )
 
 
 def _make_base(recipe: BaseRecipe, inputs: Mapping[str, Artifact], out: Path) -> Artifact:
@@ -270,24 +277,6 @@ def check_recipe(path: Path) -> str:
     else:
         read_step(kind, path)
     return kind
-
-
-def recommend_samples(
-    run: Path, *, users: int = 3, k: int = 5
-) -> list[tuple[History, list[str], list[Recommendation]]]:
-    """For the first test users of a finished run: history, its titles, recommendations."""
-    from genrec.data.dataset import load_dataset  # noqa: PLC0415
-    from genrec.recommender import Recommender  # noqa: PLC0415
-
-    dataset = load_dataset(run / "data")
-    holdout = dataset.holdout("test")
-    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
-    histories = [
-        History(user_ids[user], tuple(dataset.item_ids[item] for item in items))
-        for user, items in zip(holdout.user_index[:users], holdout.histories[:users], strict=True)
-    ]
-    recommender = Recommender.from_pretrained(run / "model")
-    return list(answer_histories(recommender, histories, Request(k=k)))
 
 
 def run_chain(

@@ -60,11 +60,13 @@ def run_step(
         options: what the step takes besides, which does not change its result.
     """
     from genrec.artifact import find_current, load_artifact
-    from genrec.pipeline import STEPS, read_step
+    from genrec.pipeline import ROLE_STEPS, STEPS, read_step
 
     recipe = read_step(name, *split_values(values))
     step = next(step for step in STEPS if step.name == name)
-    loaded = {role: load_artifact(path, step=role) for role, path in inputs.items()}
+    loaded = {
+        role: load_artifact(path, step=ROLE_STEPS.get(role, role)) for role, path in inputs.items()
+    }
     if not force and find_current(out, step=name, recipe=recipe, inputs=loaded):
         out_console.print(
             f"{out} is up to date; nothing to do (--force runs it again)", soft_wrap=True

@@ -23,11 +23,12 @@ LAYERS = {
     "figures": 0, "memory": 0, "html_page": 0,
     "decode.trie": 1, "decode.trie_update": 1, "eval.metrics": 1, "data": 1,
     "tokenizers": 2, "prompts": 2,
-    "train": 3, "decode": 3,
-    "recommender": 4,
-    "eval": 5, "serve": 5, "batch": 5, "doctor": 5, "bench": 5,
-    "pipeline": 6, "tables": 6,
-    "cli": 7, "cli_bench": 7, "cli_tokenize": 7, "terminal": 7,
+    "decode": 3,
+    "train": 4,
+    "recommender": 5,
+    "eval": 6, "serve": 6, "batch": 6, "doctor": 6, "bench": 6,
+    "pipeline": 7, "tables": 7,
+    "cli": 8, "cli_bench": 8, "cli_prompts": 8, "cli_tokenize": 8, "terminal": 8,
 }  # fmt: skip
 
 

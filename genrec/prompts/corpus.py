@@ -7,21 +7,27 @@ Knows no task and no template.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from genrec.artifact import Artifact, load_artifact
 from genrec.data.dataset import Dataset
+from genrec.data.log import REVIEW_COLUMNS
 from genrec.errors import ArtifactError, DataError, join_problems
 from genrec.manifest import read_json
 from genrec.prompts.recipe import MAX_HISTORY_ITEMS, PromptsRecipe
-from genrec.prompts.render import CleanText, SidText, check_sid, clean_text
+from genrec.prompts.render import CleanText, SidText, check_sid, check_user_sid, clean_text
 from genrec.types import IndexArray
 
 CODES_FILE = "codes.parquet"
+EVENT_COLUMNS = ("timestamp", "rating", *REVIEW_COLUMNS)
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -55,54 +61,153 @@ class Corpus:
         items: the catalogue's table, in item_index order.
         sids: each item's semantic ids.
         walks: the choices that rows may show and ask for.
+        events: what is known of each choice, row by row as in `walks.item_index`: `timestamp`,
+            `rating`, `review_text`, `review_title` where the data have them, and nothing of a
+            choice that is not in the walks.
+        user_ids: the outside id of each user_index.
+        user_sids: each user's semantic ids in user_index order, "" for one without; None where no
+            tokenizer of users was given.
+        recipe: every other value that tasks read.
         max_history: most items that a row shows.
-        max_text_characters: the longest that one value of data may be.
+        seed: the recipe's, mixed with the pass, for `chance`.
     """
 
     items: pl.DataFrame
     sids: list[SidText]
     walks: Walks
+    events: pl.DataFrame
+    user_ids: list[str]
+    user_sids: list[SidText] | None
+    recipe: PromptsRecipe
     max_history: int
-    max_text_characters: int
-    _texts: dict[str, list[CleanText]] = field(default_factory=dict)
+    seed: int = 0
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_text_characters(self) -> int:
+        """The longest that one value of data may be."""
+        return self.recipe.max_text_characters
 
     def texts(self, column: str) -> list[CleanText]:
         """A column of the catalogue, cleaned, in item_index order; empty where there is none."""
-        if column not in self._texts:
-            self._texts[column] = self._clean_column(column)
-        return self._texts[column]
+        return self.remember(
+            f"items.{column}", lambda: self._clean(self.items, column, len(self.sids))
+        )
 
-    def _clean_column(self, column: str) -> list[CleanText]:
-        if column not in self.items.columns:
-            return [CleanText("")] * len(self.sids)
-        values = self.items.get_column(column)
+    def event_texts(self, column: str) -> list[CleanText]:
+        """A column of the choices, cleaned, by place in the walks; empty where there is none."""
+        n_choices = len(self.walks.item_index)
+        return self.remember(
+            f"events.{column}", lambda: self._clean(self.events, column, n_choices)
+        )
+
+    def event_numbers(self, column: str) -> NDArray[np.float64]:
+        """A column of the choices as (M,) float64, NaN where the data have no value."""
+        if column not in self.events.columns:
+            return np.full(len(self.walks.item_index), np.nan)
+        values = self.events.get_column(column).cast(pl.Float64)
+        return np.asarray(values.fill_null(np.nan).to_numpy(), dtype=np.float64)
+
+    def remember(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for this corpus; keys of tasks begin with their name."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        found: T = self._cache[key]
+        return found
+
+    def with_pass(self, number: int) -> Corpus:
+        """The same corpus, its chance that of another pass; what is cached is kept."""
+        return replace(self, seed=self.recipe.seed * 1009 + number)
+
+    def _clean(self, table: pl.DataFrame, column: str, n_rows: int) -> list[CleanText]:
+        if column not in table.columns:
+            return [CleanText("")] * n_rows
+        values = table.get_column(column)
         if values.dtype.is_float():
             values = values.map_elements(lambda value: f"{value:.2f}", return_dtype=pl.String)
         texts = values.cast(pl.String).fill_null("")
-        return [clean_text(text, self.max_text_characters) for text in texts]
+        reviews = column in REVIEW_COLUMNS
+        most = self.recipe.max_review_characters if reviews else self.max_text_characters
+        return [clean_text(text, most) for text in texts]
 
 
 def read_corpus(
-    recipe: PromptsRecipe, dataset: Dataset, tokenizer: str | Path
-) -> tuple[Corpus, Artifact]:
-    """The corpus of the training choices, and the tokenizer's artefact.
+    recipe: PromptsRecipe,
+    dataset: Dataset,
+    tokenizer: str | Path,
+    users: str | Path | None = None,
+) -> tuple[Corpus, dict[str, Artifact]]:
+    """The corpus of the training choices, and the artefacts it was read from by role.
+
+    Args:
+        recipe: limits and seed.
+        dataset: the data artefact.
+        tokenizer: the items' tokenizer artefact.
+        users: a tokenizer artefact of the same data's users, as `genrec tokenize ulmrec-users`
+            makes it; None leaves the templates off that need user ids.
 
     Raises:
-        ArtifactError: the tokenizer artefact is unusable, made for another catalogue, or its IDs
+        ArtifactError: a tokenizer artefact is unusable, made for other items or users, or its IDs
             are texts.
     """
     artifact = load_artifact(tokenizer, step="tokenize")
     _refuse_texts(artifact)
+    inputs = {"data": dataset.artifact, "tokenize": artifact}
     sids = _match_sids(artifact.path / CODES_FILE, dataset)
-    train = dataset.sequences(("train",))
+    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
+    user_sids = None
+    if users is not None:
+        inputs["users"] = load_artifact(users, step="tokenize")
+        user_sids = match_user_sids(inputs["users"], user_ids)
+    walks, events = _read_walks(dataset)
     corpus = Corpus(
         items=dataset.items,
         sids=sids,
-        walks=Walks(train.user_index, train.offsets, train.item_index),
+        walks=walks,
+        events=events,
+        user_ids=user_ids,
+        user_sids=user_sids,
+        recipe=recipe,
         max_history=_inherit_max_history(recipe, dataset),
-        max_text_characters=recipe.max_text_characters,
+        seed=recipe.seed,
     )
-    return corpus, artifact
+    return corpus, inputs
+
+
+def _read_walks(dataset: Dataset) -> tuple[Walks, pl.DataFrame]:
+    """The training choices, and what is known of each."""
+    train = dataset.sequences(("train",))
+    chosen = dataset.interactions["split"] == "train"
+    table = (
+        dataset.interactions.hstack(dataset.reviews())
+        if dataset.has_reviews
+        else (dataset.interactions)
+    )
+    present = [name for name in EVENT_COLUMNS if name in table.columns]
+    return Walks(train.user_index, train.offsets, train.item_index), table.filter(chosen).select(
+        present
+    )
+
+
+def match_user_sids(artifact: Artifact, user_ids: Sequence[str]) -> list[SidText]:
+    """Each user's semantic ids from a tokenizer of users; "" for a user it does not hold.
+
+    Raises:
+        ArtifactError: it holds no user of this data, or ids that are no users' ids.
+    """
+    table = pl.read_parquet(artifact.path / CODES_FILE, columns=["item_id", "sid"])
+    sid_of = dict(zip(table["item_id"].to_list(), table["sid"].to_list(), strict=True))
+    found = [sid_of.get(user_id, "") for user_id in user_ids]
+    if not any(found):
+        raise ArtifactError(
+            f"tokenizer {artifact.path} holds none of the data's {len(user_ids):,} users (its "
+            f"first id is {next(iter(sid_of), None)!r}); make it from this data: `genrec embed "
+            f"subject=users`, then `genrec tokenize ulmrec-users`"
+        )
+    try:
+        return [check_user_sid(sid) if sid else SidText("") for sid in found]
+    except DataError as error:
+        raise ArtifactError(f"{artifact.path}: {error}") from error
 
 
 def _refuse_texts(artifact: Artifact) -> None:
@@ -117,7 +222,10 @@ def _refuse_texts(artifact: Artifact) -> None:
 
 
 def hold_out_valid(corpus: Corpus, dataset: Dataset) -> Corpus:
-    """The same corpus, its walks now each user's training choices and then the validation item."""
+    """The same corpus, its walks now each user's training choices and then the validation item.
+
+    It knows no rating and no review of any choice.
+    """
     held = dataset.holdout("valid")
     walks = [
         np.append(history, targets[:1])
@@ -128,6 +236,8 @@ def hold_out_valid(corpus: Corpus, dataset: Dataset) -> Corpus:
     return replace(
         corpus,
         walks=Walks(held.user_index, np.cumsum(lengths), flat.astype(np.int64)),
+        events=pl.DataFrame(),
+        _cache={},
     )
 
 

@@ -13,7 +13,9 @@ from genrec.errors import RecipeError, TemplateError, join_problems
 from genrec.prompts.recipe import PromptsRecipe, Template, TemplateFile
 from genrec.prompts.render import CompiledTemplate, compile_template, find_template_faults
 from genrec.prompts.sandbox import find_filtered, find_names
-from genrec.prompts.tasks import SEQUENTIAL, TASKS, Field, Task
+from genrec.prompts.tasks.all_tasks import TASKS
+from genrec.prompts.tasks.sequential import SEQUENTIAL
+from genrec.prompts.tasks.task import Field, Task
 from genrec.recipe import (
     find_choice,
     find_recipe,
@@ -32,11 +34,13 @@ class Library:
         templates: all of them, unseen ones too.
         tasks: the tasks that the recipe writes, by name.
         recommend: the place in `templates` of the one that recommendation uses.
+        families: for each of `templates` the name of the file that it came from.
     """
 
     templates: tuple[CompiledTemplate, ...]
     tasks: Mapping[str, Task]
     recommend: int
+    families: tuple[str, ...]
 
     def find_task(self, place: int) -> Task:
         """The task of the template at a place, whether or not the recipe trains it."""
@@ -71,7 +75,8 @@ def build_library(recipe: PromptsRecipe) -> Library:
     }
     kept = _keep_templates(sources, recipe)
     compiled = tuple(compile_template(template, str(sources[template])) for template in kept)
-    library = Library(compiled, tasks, _choose_recommend(kept, recipe))
+    families = tuple(sources[template].stem for template in kept)
+    library = Library(compiled, tasks, _choose_recommend(kept, recipe), families)
     bare = [name for name in tasks if not library.find_seen(name)]
     if bare:
         raise TemplateError(

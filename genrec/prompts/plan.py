@@ -17,7 +17,7 @@ import numpy as np
 from genrec.prompts.corpus import Corpus
 from genrec.prompts.library import Library
 from genrec.prompts.recipe import PromptsRecipe
-from genrec.prompts.tasks import Field, Task
+from genrec.prompts.tasks.task import Field, Task
 from genrec.types import IndexArray
 
 _log = logging.getLogger(__name__)
@@ -30,10 +30,12 @@ class RowPlan:
     Shapes:
         template: (R,) int64, places in the library's templates.
         subject: (R,) int64, subjects of that template's task.
+        number: (R,) int64, the pass that each row belongs to; rising.
     """
 
     template: IndexArray
     subject: IndexArray
+    number: IndexArray
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -41,7 +43,7 @@ class RowPlan:
 
     def take(self, rows: IndexArray) -> RowPlan:
         """The plan of these rows, in this order."""
-        return RowPlan(self.template[rows], self.subject[rows])
+        return RowPlan(self.template[rows], self.subject[rows], self.number[rows])
 
 
 def plan_train(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
@@ -54,6 +56,7 @@ def plan_train(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPl
     whole = RowPlan(
         np.concatenate([plan.template for plan in plans]),
         np.concatenate([plan.subject for plan in plans]),
+        np.concatenate([plan.number for plan in plans]),
     )
     order = _make_generator(recipe, "order").permutation(len(whole))
     return whole.take(order[: recipe.max_rows])
@@ -67,7 +70,9 @@ def plan_valid(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPl
     if most is not None and most < len(subject):
         drawn = _make_generator(recipe, "valid").choice(len(subject), size=most, replace=False)
         subject = subject[np.sort(drawn)]
-    return RowPlan(np.full(len(subject), library.recommend, dtype=np.int64), subject)
+    return RowPlan(
+        np.full(len(subject), library.recommend, dtype=np.int64), subject, np.zeros_like(subject)
+    )
 
 
 def _plan_task(
@@ -93,7 +98,7 @@ def _plan_task(
         picked = (first[kept] + turn) % choices[kept]
         rank = np.cumsum(usable[:, kept], axis=0, dtype=np.int16) - 1
         chosen = np.argmax(usable[:, kept] & (rank == picked), axis=0)
-        yield RowPlan(places[chosen], subjects[kept])
+        yield RowPlan(places[chosen], subjects[kept], np.zeros(kept.sum(), dtype=np.int64))
 
 
 def _find_usable(

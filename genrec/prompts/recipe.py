@@ -85,6 +85,52 @@ class PromptsRecipe(Recipe):
         default=200, ge=1, description="Longest text of one data value; the rest is cut."
     )
 
+    max_review_characters: int = Field(
+        default=600, ge=1, description="Longest review text; the rest is cut."
+    )
+    passes: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="How many times over all rows are drawn anew: other wordings, samples and "
+        "candidates in each; epoch e of training reads pass e, and begins again after the last.",
+    )
+    max_history_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most tokens of a history, oldest items dropped first, never half an item; no "
+        "limit when unset.",
+    )
+    count_with: str | None = Field(
+        default=None,
+        description="Hub name or directory of the language model's tokenizer, with which "
+        "max_history_tokens counts titles; unset, three UTF-8 bytes count as a token.",
+    )
+    candidates: int = Field(
+        default=20, ge=2, le=1000, description="Items to choose from, the right one among them."
+    )
+    negatives: Literal["uniform", "popularity"] = Field(
+        default="popularity",
+        description="How wrong candidates are drawn: any item alike, or by training choices.",
+    )
+    shots: int = Field(
+        default=3, ge=1, le=20, description="Examples in a few-shot prompt, training ones only."
+    )
+    keywords: int = Field(
+        default=5, ge=1, le=50, description="Keywords that stand for an item, a query or a user."
+    )
+    weak_history: int = Field(
+        default=5, ge=1, description="A user with at most so many training items is a weak one."
+    )
+    audit: bool = Field(
+        default=True, description="Look for leaks from held-out parts, and fail where one is found."
+    )
+    ties: Literal["file", "refuse"] = Field(
+        default="file",
+        description="Choices of one moment: in the file's order (the data step's rule), or refused "
+        "where one of them is held out.",
+    )
+
     @field_validator("tasks")
     @classmethod
     def _check_tasks(cls, tasks: dict[str, float]) -> dict[str, float]:

@@ -53,6 +53,7 @@ RECOMMEND_SCHEMA = 1
 UNTITLED = "untitled"
 
 _SID = re.compile(r"(?:<[a-z]_\d+>)+")
+_USER_SID = re.compile(r"(?:<u[a-z]_\d+>)+")
 # Control characters that are not white space, lone surrogates, byte-order marks, characters that
 # reverse or hide text (bidirectional controls, zero-width marks, tags), and our own marks. The
 # joiners U+200C and U+200D stay: several scripts and emoji need them.
@@ -164,6 +165,20 @@ def check_sid(text: str) -> SidText:
         raise DataError(
             f"{text!r} is not a semantic id such as '<a_12><b_7>'; pass what the semantic-id "
             f"tokenizer's encode returns"
+        )
+    return SidText(text)
+
+
+def check_user_sid(text: str) -> SidText:
+    """The text as semantic ids of a user that may be trusted.
+
+    Raises:
+        DataError: it is anything but semantic ids of a user.
+    """
+    if _USER_SID.fullmatch(text) is None:
+        raise DataError(
+            f"{text!r} is not a user's semantic id such as '<ua_12><ub_7>'; use a tokenizer that "
+            f"`genrec tokenize ulmrec-users` made"
         )
     return SidText(text)
 

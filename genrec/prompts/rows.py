@@ -18,10 +18,12 @@ from genrec.prompts.library import Library
 from genrec.prompts.plan import RowPlan
 from genrec.prompts.render import CompiledTemplate
 from genrec.prompts.sandbox import Rendered
-from genrec.prompts.tasks import ReadField, Task
+from genrec.prompts.tasks.task import ReadField, Task
 from genrec.types import IndexArray
 
 BATCH_ROWS = 2000
+DOMAIN_COLUMN = "domain"
+"""The items' extra column that says which catalogue of several an item is from."""
 FEATURES = Features(
     {
         "prompt": Value("string"),
@@ -32,6 +34,8 @@ FEATURES = Features(
         "template": Value("string"),
         "user_index": Value("int64"),
         "item_index": Value("int64"),
+        "domain": Value("string"),
+        "pass": Value("int32"),
     }
 )
 
@@ -93,6 +97,7 @@ def _render_batch(corpus: Corpus, writers: Mapping[int, _Writer], plan: RowPlan)
         rows.update(zip(places.tolist(), writer.render_rows(corpus, subjects), strict=True))
         users[places], items[places] = writer.task.find_owners(corpus, subjects)
     ordered = [rows[place] for place in range(len(plan))]
+    domains = corpus.texts(DOMAIN_COLUMN)
     used = [writers[template].compiled.template for template in plan.template.tolist()]
     return {
         "prompt": [prompt.text for prompt, _ in ordered],
@@ -103,4 +108,6 @@ def _render_batch(corpus: Corpus, writers: Mapping[int, _Writer], plan: RowPlan)
         "template": [template.id for template in used],
         "user_index": users,
         "item_index": items,
+        "domain": [domains[item] if item >= 0 else "" for item in items.tolist()],
+        "pass": plan.number,
     }

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from datasets.table import MemoryMappedTable
 
 from genrec.artifact import Artifact, write_artifact
 from genrec.data.dataset import load_dataset
 from genrec.errors import DataError
-from genrec.manifest import write_json
+from genrec.manifest import read_json, write_json
 from genrec.progress import show_progress
 from genrec.prompts.corpus import Corpus, hold_out_valid, read_corpus
 from genrec.prompts.library import Library, build_library
@@ -33,11 +34,18 @@ from genrec.prompts.rows import FEATURES, write_tables
 from genrec.recipe import hash_values
 
 EXAMPLES_A_TASK = 3
+USERS_FILE = "users.parquet"
+USER_CODES_FILE = "user_codes.json"
 _log = logging.getLogger(__name__)
 
 
 def make_instructions(
-    recipe: PromptsRecipe, data: str | Path, tokenizer: str | Path, out: str | Path
+    recipe: PromptsRecipe,
+    data: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    users: str | Path | None = None,
 ) -> Artifact:
     """The instructions artefact: training and validation rows, and the recommendation prompt.
 
@@ -45,6 +53,7 @@ def make_instructions(
         recipe: what to write.
         data: the data artefact.
         tokenizer: the semantic-id tokenizer's artefact, made from the same catalogue.
+        users: a tokenizer artefact of the users, for templates that name them by semantic id.
         out: the directory to write; `train/` and `valid/` open with `datasets.load_from_disk`.
 
     Raises:
@@ -55,7 +64,7 @@ def make_instructions(
     """
     library = build_library(recipe)
     dataset = load_dataset(Path(data))
-    corpus, tokenizer_artifact = read_corpus(recipe, dataset, tokenizer)
+    corpus, inputs = read_corpus(recipe, dataset, tokenizer, users)
     train = plan_train(corpus, library, recipe)
     if not len(train):
         raise DataError(
@@ -65,7 +74,6 @@ def make_instructions(
         )
     held = hold_out_valid(corpus, dataset)
     valid = plan_valid(held, library, recipe)
-    inputs = {"data": dataset.artifact, "tokenize": tokenizer_artifact}
     with write_artifact(out, step="prompts", recipe=recipe, inputs=inputs) as work:
         key = hash_values(
             [recipe.model_dump(mode="json"), *(a.manifest.digest for a in inputs.values())]
@@ -79,7 +87,18 @@ def make_instructions(
         prompt.save(work.path / RECOMMEND_FILE)
         write_json(work.path / "examples.json", _render_examples(corpus, library, train))
         work.facts.update(_collect_facts(corpus, library, train, valid))
+        if corpus.user_sids is not None:
+            _write_users(corpus, inputs["users"], work.path)
     return work.artifact
+
+
+def _write_users(corpus: Corpus, users: Artifact, out: Path) -> None:
+    """The users' ids, for training to add their tokens and for recommendation to spell them."""
+    assert corpus.user_sids is not None
+    table = {"user_id": corpus.user_ids, "sid": [str(sid) for sid in corpus.user_sids]}
+    pl.DataFrame(table).filter(pl.col("sid") != "").write_parquet(out / USERS_FILE)
+    sizes = read_json(users.path / "config.json")["codebook_sizes"]
+    write_json(out / USER_CODES_FILE, {"codebook_sizes": sizes})
 
 
 def _write_split(out: Path, corpus: Corpus, library: Library, plan: RowPlan, key: str) -> None:

@@ -6,13 +6,17 @@ the command line imports it to show help.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from genrec.recipe import Recipe
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_METRIC = re.compile(r"(?:HR|NDCG)@[1-9]\d*")
+ADAPTER_METHODS = ("lora", "rslora", "dora", "qlora")
+"""Methods that train an adapter; `full` trains every weight."""
 
 
 class BaseRecipe(Recipe):
@@ -80,7 +84,12 @@ class TrainRecipe(Recipe):
         default=None,
         description="Hub name or checkpoint directory to start from, unless the command names one.",
     )
-    method: Literal["lora", "full"] = Field(default="lora", description="Adapter, or every weight.")
+    method: Literal["lora", "rslora", "dora", "qlora", "full"] = Field(
+        default="lora",
+        description="An adapter: lora; rslora scales it by alpha / sqrt(rank), for high ranks; "
+        "dora learns size and direction apart; qlora keeps the base in 4 bits. Or full: every "
+        "weight.",
+    )
     rank: int = Field(default=16, ge=1, description="LoRA rank; more learns more and costs more.")
     alpha: float = Field(
         default=32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank."
@@ -94,7 +103,23 @@ class TrainRecipe(Recipe):
         ge=0,
         description="Noise where new token rows start, as a share of the text rows' spread.",
     )
+    token_rows: Literal["train", "frozen"] = Field(
+        default="train",
+        description="The rows of the semantic-id tokens; frozen only where the base has learnt "
+        "them, as for one adapter of several over one base.",
+    )
+    row_warmup: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the updates in which only the token rows learn, the rest after it.",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    row_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate of the token rows; as the rest if unset.",
+    )
     batch_size: int = Field(
         default=32, ge=1, description="Rows a step and process, before accumulation."
     )
@@ -124,6 +149,11 @@ class TrainRecipe(Recipe):
     max_tokens: int = Field(
         default=1024, ge=8, description="Rows longer than this are left out, and counted."
     )
+    packing: bool = Field(
+        default=True,
+        description="Rows of a batch laid end to end without padding, each attending to itself "
+        "only; false pads them to one length. The result is the same.",
+    )
     group_by_length: bool = Field(
         default=True,
         description="Rows of like length share a batch: less padding, a little less shuffling.",
@@ -143,6 +173,37 @@ class TrainRecipe(Recipe):
         default=3,
         ge=0,
         description="Validations without a better loss before stopping; 0 never stops early.",
+    )
+    stop_metric: str = Field(
+        default="loss",
+        description="What early stopping and the kept checkpoint go by: loss, or HR@k or NDCG@k of "
+        "constrained decoding on a sample of validation users.",
+    )
+    metric_users: int = Field(
+        default=200, ge=1, description="Validation users of stop_metric, drawn once with the seed."
+    )
+    domain: str | None = Field(
+        default=None,
+        description="Train on the rows of this domain only (the items' column `domain`).",
+    )
+    chat: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: prompts stand in the base's chat template where it has one; never: "
+        "plain text.",
+    )
+    system: str = Field(
+        default="", description="The system message, where a chat template is used."
+    )
+    export_base: bool = Field(
+        default=False,
+        description="Also write the base with the token rows merged in (base/) and the adapter "
+        "alone (lora/), which vLLM serves: several adapters side by side over one base.",
+    )
+    soft_user_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Soft tokens a prompt that a user's embedding is projected to; 0 is none.",
     )
     save_every: float = Field(
         default=0.0,
@@ -169,4 +230,21 @@ class TrainRecipe(Recipe):
                 raise ValueError(
                     f"{name} {value} must be a whole number of updates, or a share below 1"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_method(self) -> TrainRecipe:
+        problems = []
+        if self.method == "full" and self.token_rows == "frozen":
+            problems.append("token_rows: frozen needs an adapter; method full trains every row")
+        if self.token_rows == "frozen" and (self.row_warmup or self.row_learning_rate):
+            problems.append("row_warmup and row_learning_rate need token_rows: train")
+        if self.export_base and self.method == "full":
+            problems.append("export_base needs an adapter (method lora, rslora, dora or qlora)")
+        if self.stop_metric != "loss" and not _METRIC.fullmatch(self.stop_metric):
+            problems.append(
+                f"stop_metric {self.stop_metric!r} must be loss, HR@k or NDCG@k, such as NDCG@10"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

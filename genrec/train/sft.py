@@ -1,38 +1,31 @@
 """Supervised fine-tuning on prompt and target rows.
 
-Owns the training loop's settings, its loss, validation, checkpoints and resume. Knows nothing of
-semantic IDs, adapters or the artefact that comes out.
-
-It is transformers' Trainer, not TRL 1.16's SFTTrainer: that one replaces the model's forward by one
-with a fused head, which computes entropy and accuracy at every step as well. Padding on the left
-with `logits_to_keep` (see `rows.collate_rows`) runs the head over the targets alone, through the
-model's own forward and Trainer's public `compute_loss_func`.
+Owns one run: its settings, its start from a checkpoint, its end, and what is said when memory runs
+out. Knows nothing of semantic IDs, adapters or the artefact that comes out.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, TrainerState
 
 from genrec.errors import ModelError
 from genrec.progress import show_progress
 from genrec.train.checkpoint import quiet_transformers
+from genrec.train.loss import completion_loss
 from genrec.train.monitor import Monitor, check_trackers
 from genrec.train.recipe import TrainRecipe
-from genrec.train.rows import IGNORED_LABEL, EncodedRows, LengthGroups, collate_rows
+from genrec.train.resume import STATE_FILE, find_checkpoint
+from genrec.train.rows import EncodedRows, collate_rows
 from genrec.train.settings import CHECKPOINTS, LOG_FILE, build_settings, count_updates
+from genrec.train.trainer import CompletionTrainer
 
-STATE_FILE = "trainer_state.json"
 _log = logging.getLogger(__name__)
 
 
@@ -45,98 +38,6 @@ class TrainedModel:
     tokens: int
     tokens_per_second: float
     best_eval_loss: float | None
-
-
-def completion_loss(
-    outputs: Any,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    *,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """The mean cross-entropy over target tokens.
-
-    Args:
-        outputs: the model's, with the logits of the last C + 1 positions.
-        labels: as `collate_rows` makes them.
-        num_items_in_batch: target tokens of all accumulated batches and processes.
-        label_smoothing: share of the target spread over the vocabulary.
-
-    Shapes:
-        outputs.logits: (U, C + 1, V); labels: (U, C + 1) int64.
-    """
-    targets = labels[:, 1:].flatten()
-    total = cross_entropy(
-        outputs.logits[:, :-1].float().flatten(0, 1),
-        targets,
-        ignore_index=IGNORED_LABEL,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    if num_items_in_batch is None:
-        return total / (targets != IGNORED_LABEL).sum()
-    return total / num_items_in_batch
-
-
-class CompletionTrainer(Trainer):
-    """transformers' Trainer with seeded length groups and a validation loss per target token."""
-
-    def __init__(self, recipe: TrainRecipe, **settings: Any) -> None:
-        """Everything else is handed to Trainer."""
-        self.recipe = recipe
-        super().__init__(**settings)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        recipe = self.recipe
-        return LengthGroups(
-            rows.lengths, recipe.batch_size, recipe.seed, group=recipe.group_by_length
-        )
-
-    @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """The mean loss over all target tokens of the validation rows, whatever the batches are."""
-        del ignore_keys
-        model: Any = self.model
-        model.eval()
-        loss, count = 0.0, 0
-        for batch in self.get_eval_dataloader(eval_dataset):
-            inputs = self._prepare_inputs(batch)
-            targets = inputs.pop("labels")[:, 1:]
-            logits = model(**inputs).logits[:, :-1].float()
-            losses = cross_entropy(
-                logits.transpose(1, 2), targets, ignore_index=IGNORED_LABEL, reduction="none"
-            ).sum(1)
-            counts = (targets != IGNORED_LABEL).sum(1)
-            # A row each, so that the copies which even out the processes' last batch are dropped.
-            losses, counts = self.accelerator.gather_for_metrics((losses, counts))
-            loss += float(losses.sum())
-            count += int(counts.sum())
-        metrics = {f"{metric_key_prefix}_loss": loss / max(count, 1)}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Zero: Trainer would walk all modules at every step for a figure nobody reads."""
-        del inputs
-        return 0
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # PEFT would ask the hub whether the vocabulary grew, and then save both whole matrices;
-        # the token rows are in the adapter already.
-        model: Any = self.model
-        if isinstance(model, PeftModel):
-            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-            return
-        super()._save(output_dir, state_dict)
 
 
 def train_rows(
@@ -221,29 +122,3 @@ def _advise_memory(trainer: CompletionTrainer, out: Path) -> str:
         f"{more}, lower max_tokens or eval_batch_size, or train on a larger device. Checkpoints "
         f"are kept in {out / CHECKPOINTS}: the same command goes on from the last one"
     )
-
-
-def find_checkpoint(folder: Path, *, remove: bool = True) -> Path | None:
-    """The last complete checkpoint below `folder`; what a kill left half written is removed.
-
-    Args:
-        folder: the Trainer's output directory.
-        remove: delete the incomplete ones (one process of several does it).
-    """
-    if not folder.is_dir():
-        return None
-    for path in folder.glob("checkpoint-*"):
-        if remove and not _is_complete(path):
-            _log.info("train: %s is half written and is removed", path.name)
-            shutil.rmtree(path)
-    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _is_complete(path: Path) -> bool:
-    # Trainer writes its state last, but not atomically.
-    try:
-        json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True

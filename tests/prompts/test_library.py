@@ -11,7 +11,7 @@ from genrec.errors import RecipeError, TemplateError
 from genrec.prompts.library import build_library, read_templates
 from genrec.prompts.recipe import PromptsRecipe, Template
 from genrec.prompts.render import SidText, render_template
-from genrec.prompts.tasks import TASKS
+from genrec.prompts.tasks.all_tasks import TASKS
 from genrec.recipe import RecipeFile, list_recipes, read_recipe
 
 SEQUENTIAL = {

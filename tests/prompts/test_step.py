@@ -57,7 +57,7 @@ def test_rows_of_every_task(
     for row in rows:
         assert set(row) == {
             *("prompt", "prompt_spans", "target", "target_spans"),
-            *("task", "template", "user_index", "item_index"),
+            *("task", "template", "user_index", "item_index", "domain", "pass"),
         }
         check_row(row)
     assert not list(out.glob("*.arrow"))

@@ -12,7 +12,7 @@ from genrec.data.dataset import load_dataset
 from genrec.prompts.corpus import Corpus, hold_out_valid, read_corpus
 from genrec.prompts.recipe import PromptsRecipe, Template
 from genrec.prompts.render import SidText
-from genrec.prompts.tasks import TASKS
+from genrec.prompts.tasks.all_tasks import TASKS
 
 from .conftest import WriteData, WriteTokenizer, sid_of
 

@@ -16,16 +16,13 @@ from datasets import load_from_disk
 from genrec.errors import ModelError, RecipeError
 from genrec.train.adapter import count_parameters, merge_adapter, prepare_model
 from genrec.train.checkpoint import load_checkpoint
+from genrec.train.loss import completion_loss
 from genrec.train.recipe import TrainRecipe
+from genrec.train.resume import find_checkpoint
 from genrec.train.rows import EncodedRows, collate_rows, encode_rows
 from genrec.train.settings import count_interval, count_updates
-from genrec.train.sft import (
-    CompletionTrainer,
-    TrainedModel,
-    completion_loss,
-    find_checkpoint,
-    train_rows,
-)
+from genrec.train.sft import TrainedModel, train_rows
+from genrec.train.trainer import CompletionTrainer
 from genrec.train.vocabulary import extend_vocabulary
 from tests.train.made_inputs import CODEBOOKS, Inputs, item_codes, item_text
 

@@ -23,8 +23,8 @@ from genrec.artifact import load_artifact
 from genrec.errors import ArtifactError, DataError, ModelError, RecipeError
 from genrec.train import export, step
 from genrec.train.recipe import TrainRecipe
-from genrec.train.sft import CompletionTrainer
 from genrec.train.step import make_model
+from genrec.train.trainer import CompletionTrainer
 from tests.train.made_inputs import (
     CODEBOOKS,
     Inputs,
