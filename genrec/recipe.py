@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -179,22 +179,21 @@ def find_folder(name: str) -> Path:
 
 def list_recipes() -> list[RecipeFile]:
     """Every recipe that ships with genrec, found by walking the folders."""
-    found = []
+    return [_read_header(name, path) for name, path in _find_files()]
+
+
+def _find_files() -> Iterator[tuple[str, Path]]:
+    """The name and path of every shipped recipe, unread."""
     for folder in FOLDERS:
         root = find_folder(folder)
         for path in sorted(root.rglob("*.yaml")):
-            if path.parent.name == "accelerate":  # accelerate's own format, not ours
-                continue
-            values = read_yaml(path)
-            found.append(
-                RecipeFile(
-                    name=path.relative_to(root).with_suffix("").as_posix(),
-                    kind=str(values.get("kind", "")),
-                    about=str(values.get("about", "")),
-                    path=path,
-                )
-            )
-    return found
+            if path.parent.name != "accelerate":  # accelerate's own format, not ours
+                yield path.relative_to(root).with_suffix("").as_posix(), path
+
+
+def _read_header(name: str, path: Path) -> RecipeFile:
+    values = read_yaml(path)
+    return RecipeFile(name, str(values.get("kind", "")), str(values.get("about", "")), path)
 
 
 def find_recipe(name: str | Path, kind: str | None = None) -> Path:
@@ -215,13 +214,16 @@ def find_recipe(name: str | Path, kind: str | None = None) -> Path:
             f"recipe file {str(path)!r} does not exist; "
             f"`genrec recipes list` shows what ships with genrec"
         )
-    shipped = [r for r in list_recipes() if kind is None or r.kind == kind]
-    matches = [r for r in shipped if r.name == str(name) or f"{r.kind}/{r.name}" == str(name)]
+    # Reading them all takes long where a recipe names a dozen files: only those of the name.
+    named = [_read_header(*f) for f in _find_files() if f"/{name}".endswith(f"/{f[0]}")]
+    fitting = [r for r in named if kind is None or r.kind == kind]
+    matches = [r for r in fitting if r.name == str(name) or f"{r.kind}/{r.name}" == str(name)]
     if len(matches) == 1:
         return matches[0].path
     if matches:
         full = ", ".join(f"{r.kind}/{r.name}" for r in matches)
         raise RecipeError(f"recipe {str(name)!r} could be any of: {full}; write one of these")
+    shipped = [r for r in list_recipes() if kind is None or r.kind == kind]
     what = f"{kind} recipe" if kind else "recipe"
     raise RecipeError(
         f"unknown {what} {str(name)!r}; {suggest_name(str(name), (r.name for r in shipped))}"

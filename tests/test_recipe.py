@@ -168,13 +168,17 @@ def test_unknown_recipes_get_a_suggestion() -> None:
         find_recipe("nowhere.yaml")
 
 
-def test_an_ambiguous_name_lists_the_full_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ambiguous_name_lists_the_full_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     first, *_ = list_recipes()
-    twin = type(first)(first.name, "other", "", first.path)
-    monkeypatch.setattr("genrec.recipe.list_recipes", lambda: [first, twin])
+    twin = tmp_path / "twin.yaml"
+    twin.write_text("kind: other\n")
+    files = [(first.name, first.path), (first.name, twin)]
+    monkeypatch.setattr("genrec.recipe._find_files", lambda: files)
     with pytest.raises(RecipeError, match=f"could be any of: .*other/{first.name}"):
         find_recipe(first.name)
-    assert find_recipe(f"other/{first.name}") == first.path
+    assert find_recipe(f"other/{first.name}") == twin
 
 
 def test_a_missing_folder_is_explained() -> None:

@@ -40,6 +40,32 @@ def draw_below(seed: int, purpose: str, subjects: IndexArray, most: int, n: int 
     return (draw_numbers(seed, purpose, subjects, n) % np.uint64(most)).astype(np.int64)
 
 
+def draw_distinct(
+    seed: int, purpose: str, subjects: IndexArray, sizes: IndexArray, n: int
+) -> IndexArray:
+    """(R, n) different ints below each row's size, rising; -1 in front where the size is under n.
+
+    Args:
+        seed: as for `draw_numbers`.
+        purpose: as for `draw_numbers`.
+        subjects: (R,) ints.
+        sizes: (R,) how many there are to choose from in each row; 0 is allowed.
+        n: how many to choose.
+
+    Source:
+        Bentley and Floyd, CACM 30(9), 1987: a sample without replacement in n draws.
+    """
+    numbers = draw_numbers(seed, purpose, subjects, n)
+    chosen = np.full((len(subjects), n), -1, dtype=np.int64)
+    for place in range(n):
+        last = sizes - n + place  # the largest int that may be drawn at this place
+        drawn = (numbers[:, place] % np.maximum(last + 1, 1).astype(np.uint64)).astype(np.int64)
+        taken = (chosen[:, :place] == drawn[:, None]).any(axis=1)
+        chosen[:, place] = np.where(last < 0, -1, np.where(taken, last, drawn))
+    chosen.sort(axis=1)
+    return chosen
+
+
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

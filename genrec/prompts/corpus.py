@@ -70,6 +70,8 @@ class Corpus:
         recipe: every other value that tasks read.
         max_history: most items that a row shows.
         seed: the recipe's, mixed with the pass, for `chance`.
+        users: the users' table, in user_index order, for columns that a data artefact of one's own
+            may have beside the ids.
     """
 
     items: pl.DataFrame
@@ -81,6 +83,7 @@ class Corpus:
     recipe: PromptsRecipe
     max_history: int
     seed: int = 0
+    users: pl.DataFrame = field(default_factory=pl.DataFrame)
     _cache: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,6 +103,11 @@ class Corpus:
         return self.remember(
             f"events.{column}", lambda: self._clean(self.events, column, n_choices)
         )
+
+    def user_texts(self, column: str) -> list[CleanText]:
+        """A column of the users' table, cleaned, in user_index order; empty where there is none."""
+        n_users = len(self.user_ids)
+        return self.remember(f"users.{column}", lambda: self._clean(self.users, column, n_users))
 
     def event_numbers(self, column: str) -> NDArray[np.float64]:
         """A column of the choices as (M,) float64, NaN where the data have no value."""
@@ -154,7 +162,8 @@ def read_corpus(
     _refuse_texts(artifact)
     inputs = {"data": dataset.artifact, "tokenize": artifact}
     sids = _match_sids(artifact.path / CODES_FILE, dataset)
-    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
+    users_table = dataset.users.sort("user_index")
+    user_ids = users_table["user_id"].to_list()
     user_sids = None
     if users is not None:
         inputs["users"] = load_artifact(users, step="tokenize")
@@ -170,6 +179,7 @@ def read_corpus(
         recipe=recipe,
         max_history=_inherit_max_history(recipe, dataset),
         seed=recipe.seed,
+        users=users_table,
     )
     return corpus, inputs
 

@@ -12,6 +12,7 @@ from genrec.prompts.corpus import Corpus
 from genrec.prompts.recipe import PromptsRecipe, Template
 from genrec.prompts.render import join_sids, join_titles
 from genrec.prompts.tasks.task import Field, Task, always, sid_field
+from genrec.prompts.tasks.users import user_fields
 from genrec.prompts.windows import find_histories
 from genrec.types import IndexArray
 
@@ -66,6 +67,16 @@ HISTORY_FIELDS: dict[str, Field] = {
 }
 """What came before a place in the walks, for every task whose subjects are such places."""
 
+
+def _find_users(corpus: Corpus, subjects: IndexArray) -> IndexArray:
+    return find_walkers(corpus, subjects)[0]
+
+
 SEQUENTIAL_TASKS: dict[str, Task] = {
-    SEQUENTIAL: Task(find_targets, find_walkers, HISTORY_FIELDS, {"sid": sid_field(find_chosen)}),
+    SEQUENTIAL: Task(
+        find_targets,
+        find_walkers,
+        {**HISTORY_FIELDS, **user_fields(_find_users)},
+        {"sid": sid_field(find_chosen)},
+    ),
 }

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from genrec.prompts.corpus import Corpus
 from genrec.prompts.recipe import Template
-from genrec.prompts.render import SidText, clean_text
+from genrec.prompts.render import USER_MARK, SidText, clean_text
 from genrec.prompts.tasks.task import Field, always
 from genrec.types import IndexArray
 
@@ -17,10 +17,12 @@ FindUsers = Callable[[Corpus, IndexArray], IndexArray]
 
 
 def user_fields(find_users: FindUsers) -> dict[str, Field]:
-    """`user_sid`, a user's semantic ids where a tokenizer of users was given, and `user_id`.
+    """`user_sid`, `user_soft` and `user_id`: three ways of saying who the row is about.
 
-    `user_id` is the outside id as text from data; models that shall know users by name need the
-    semantic ids, whose tokens they learn.
+    `user_sid` is the user's semantic ids, where a tokenizer of users was given. `user_soft` is the
+    mark that training replaces by a projection of the user's embedding (see `train.soft_users`).
+    `user_id` is the outside id as text from data; models that shall know users by name need one of
+    the others, which they learn.
 
     Args:
         find_users: (R,) subjects to (R,) user_index.
@@ -43,7 +45,11 @@ def user_fields(find_users: FindUsers) -> dict[str, Field]:
         users = find_users(corpus, subjects).tolist()
         return [clean_text(corpus.user_ids[user], most) for user in users]
 
+    def read_marks(corpus: Corpus, template: Template, subjects: IndexArray) -> list[str]:
+        return [SidText(USER_MARK)] * len(subjects)
+
     return {
+        "user_soft": Field(read_marks, always, trusted=True),
         "user_sid": Field(read_sids, find_known, trusted=True),
         "user_id": Field(read_ids, always),
     }
