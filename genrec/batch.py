@@ -214,7 +214,7 @@ def answer_histories(
     """Each history with the titles of its items and its answers."""
     for history in histories:
         answers = recommender.recommend(
-            history.item_ids, request.k, request.exclude_seen, request.unknown
+            history.item_ids, request.k, request.exclude_seen, request.unknown, history.user_id
         )
         yield history, recommender.find_titles(history.item_ids), answers
 
@@ -235,6 +235,7 @@ def write_answers(
                 request.k,
                 request.exclude_seen,
                 request.unknown,
+                [history.user_id for history in batch],
             )
             for history, items in zip(batch, answers, strict=True):
                 writer.write(history.user_id, items)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,8 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from genrec.artifact import load_artifact
 from genrec.decode.engine import Engine
+from genrec.decode.soft_users import UserVectors, load_users
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
+from genrec.decode.unseen import rank_unseen
 from genrec.errors import (
     CapacityError,
     DataError,
@@ -30,7 +33,8 @@ from genrec.errors import (
     UnknownItemError,
     join_problems,
 )
-from genrec.prompts.encode import encode_prompt
+from genrec.prompts.chat import ChatFrame, read_chat
+from genrec.prompts.encode import encode_history
 from genrec.prompts.render import HistoryPrompt
 from genrec.recipe import suggest_name
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
@@ -42,13 +46,27 @@ Unknown = Literal["error", "skip"]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownUsers:
+    """The users that a model was trained with: semantic ids by user id, and embeddings."""
+
+    sids: Mapping[str, str]
+    vectors: UserVectors | None
+
+
 class Recommender:
     """A model directory, ready to answer; meets `genrec.types.RanksItems`."""
 
     name = "genrec"
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, prompt: HistoryPrompt, index: pl.DataFrame
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        prompt: HistoryPrompt,
+        index: pl.DataFrame,
+        chat: ChatFrame | None = None,
+        users: KnownUsers | None = None,
     ) -> None:
         """Join an engine with the tokenizer, prompt and item index it was trained with.
 
@@ -57,10 +75,14 @@ class Recommender:
             tokenizer: the language model's Hugging Face tokenizer, SID tokens included.
             prompt: renders a history the way training did.
             index: item_index, item_id, title, sid, codes; row order is item_index.
+            chat: what stood around every prompt in training; None for plain text.
+            users: who the model knows, where its prompts say who the user is.
         """
+        self._users = users or KnownUsers({}, None)
         self.engine = engine
         self._tokenizer = tokenizer
         self._prompt = prompt
+        self._chat = chat
         self.item_ids: tuple[str, ...] = tuple(index["item_id"].to_list())
         self._titles: list[str] = index["title"].to_list()
         self._sids: list[str] = index["sid"].to_list()
@@ -94,7 +116,10 @@ class Recommender:
         level_tokens = _find_tokens(tokenizer, settings["codebook_sizes"], model)
         engine = TorchEngine(model, Trie.from_codes(codes), level_tokens)
         prompt = HistoryPrompt.load(artifact.path / "recommend.json")
-        return cls(engine, tokenizer, prompt, index)
+        # After the engine's own check of the model, whose made-up prompts have no users.
+        known = load_users(model, tokenizer, artifact.path)
+        users = KnownUsers(_read_user_sids(artifact.path), known)
+        return cls(engine, tokenizer, prompt, index, read_chat(settings.get("chat")), users)
 
     @property
     def n_items(self) -> int:
@@ -146,7 +171,8 @@ class Recommender:
                 "sid": [self._sids[row] for row in stays] + [tokenizer.sids[row] for row in added],
             }
         )
-        return type(self)(engine.replace_trie(trie), self._tokenizer, self._prompt, index)
+        engine = engine.replace_trie(trie)
+        return type(self)(engine, self._tokenizer, self._prompt, index, self._chat, self._users)
 
     def recommend(
         self,
@@ -154,6 +180,7 @@ class Recommender:
         k: int = 10,
         exclude_seen: bool = True,
         unknown: Unknown = "error",
+        user_id: str | None = None,
     ) -> list[Recommendation]:
         """The k best next items for one history, best first.
 
@@ -162,13 +189,16 @@ class Recommender:
             k: how many answers.
             exclude_seen: never answer with an item of the history.
             unknown: what to do with ids outside the catalogue: `error`, or `skip` them.
+            user_id: whose history it is; of use where `needs_users`.
 
         Raises:
             UnknownItemError: an id outside the catalogue, and `unknown` is `error`.
-            DataError: the history is empty, or nothing of it is left after skipping.
+            DataError: the history is empty, or nothing of it is left after skipping; or the model's
+                prompt names the user, and no user was given that it knows.
             CapacityError: k is below 1 or above the catalogue's size.
         """
-        return self.recommend_batch([history_item_ids], k, exclude_seen, unknown)[0]
+        user_ids = None if user_id is None else [user_id]
+        return self.recommend_batch([history_item_ids], k, exclude_seen, unknown, user_ids)[0]
 
     def recommend_batch(
         self,
@@ -176,12 +206,13 @@ class Recommender:
         k: int = 10,
         exclude_seen: bool = True,
         unknown: Unknown = "error",
+        user_ids: Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
         """The same as `recommend` for many histories at once, in their order."""
         if unknown not in ("error", "skip"):
             raise RecipeError(f"unknown={unknown!r} is not a policy; use 'error' or 'skip'")
         rows = [self._find_rows(history, unknown) for history in histories]
-        ranked = self.rank_items(rows, k, exclude_seen=exclude_seen)
+        ranked = self._rank(rows, k, exclude_seen, user_ids)
         return [
             [
                 self._describe(int(item), rank, float(score))
@@ -232,31 +263,64 @@ class Recommender:
             )
         return np.array(known, dtype=np.int64)
 
+    @property
+    def needs_users(self) -> bool:
+        """Whether the model's prompt says who the user is, so that `user_id` must be given."""
+        return self._prompt.needs_user or self._prompt.needs_embedding
+
     def rank_items(
         self, histories: Sequence[IndexArray], k: int, *, exclude_seen: bool = True
     ) -> RankedItems:
         """Rank the catalogue for histories of item_index; see `RanksItems.rank_items`."""
+        return self._rank(histories, k, exclude_seen, None)
+
+    def rank_users(
+        self,
+        user_ids: Sequence[str],
+        histories: Sequence[IndexArray],
+        k: int,
+        *,
+        exclude_seen: bool = True,
+    ) -> RankedItems:
+        """Rank the catalogue for users with these histories; see `RanksUsers.rank_users`."""
+        return self._rank(histories, k, exclude_seen, user_ids)
+
+    def _rank(
+        self,
+        histories: Sequence[IndexArray],
+        k: int,
+        exclude_seen: bool,
+        user_ids: Sequence[str] | None,
+    ) -> RankedItems:
         self._check_request(histories, k)
-        prompts = [self._encode_history(history) for history in histories]
+        user_ids = self._check_users(user_ids, len(histories))
+        prompts = [
+            self._encode_history(history, user_id)
+            for history, user_id in zip(histories, user_ids, strict=True)
+        ]
+        vectors = self._users.vectors
+        shown = vectors.find(user_ids) if vectors and self._prompt.needs_embedding else None
         seen = [np.unique(history) for history in histories]
-        if not exclude_seen:
+        if exclude_seen:
+            return rank_unseen(self.engine, prompts, seen, k, user_vectors=shown)
+        if shown is None:
             return self.engine.rank_prompts(prompts, k)
-        item_index = np.full((len(prompts), k), -1, dtype=np.int64)
-        scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
-        certified = np.ones(len(prompts), dtype=np.bool_)
-        wanted = np.array([min(k, self.n_items - len(items)) for items in seen], dtype=np.int64)
-        # Users with fewer unseen items than k are asked for what they have; nearly all share one k.
-        for size in np.unique(wanted[wanted > 0]):
-            users = np.flatnonzero(wanted == size)
-            part = self.engine.rank_prompts(
-                [prompts[user] for user in users],
-                int(size),
-                excluded=[seen[user] for user in users],
+        assert isinstance(self.engine, TorchEngine), "only a model in memory has soft user tokens"
+        return self.engine.rank_prompts(prompts, k, user_vectors=shown)
+
+    def _check_users(self, user_ids: Sequence[str] | None, n_histories: int) -> Sequence[str]:
+        if user_ids is None:
+            if self.needs_users:
+                raise DataError(
+                    f"this model's prompt ({self._prompt.template.id!r}) says who the user is, and "
+                    f"no user was given; pass user_id (in a file of users: the column user_id)"
+                )
+            return [""] * n_histories
+        if len(user_ids) != n_histories:
+            raise DataError(
+                f"{len(user_ids)} user ids were given for {n_histories} histories; give one each"
             )
-            item_index[users, :size] = part.item_index
-            scores[users, :size] = part.scores
-            certified[users] = part.certified
-        return RankedItems(item_index, scores, certified)
+        return user_ids
 
     def _check_request(self, histories: Sequence[IndexArray], k: int) -> None:
         if not 1 <= k <= self.n_items:
@@ -273,12 +337,24 @@ class Recommender:
                     f"outside 0..{self.n_items - 1}; indices must come from this model's catalogue"
                 )
 
-    def _encode_history(self, history: IndexArray) -> list[int]:
-        kept = history[-self._prompt.max_history :]
-        rendered = self._prompt.render(
-            [self._sids[item] for item in kept], [self._titles[item] for item in kept]
+    def _encode_history(self, history: IndexArray, user_id: str) -> list[int]:
+        ids = encode_history(
+            self._tokenizer,
+            self._prompt,
+            [self._sids[item] for item in history],
+            [self._titles[item] for item in history],
+            self._chat,
+            user_sid=self._users.sids.get(user_id, ""),
         )
-        return encode_prompt(self._tokenizer, rendered)
+        return self._users.vectors.repeat_marks(ids) if self._users.vectors else ids
+
+
+def _read_user_sids(model: Path) -> dict[str, str]:
+    path = model / "users.parquet"
+    if not path.is_file():
+        return {}
+    table = pl.read_parquet(path)
+    return dict(zip(table["user_id"].to_list(), table["sid"].to_list(), strict=True))
 
 
 def _parse_dtype(name: str) -> torch.dtype:

@@ -113,3 +113,24 @@ class RanksItems(Protocol):
             DataError: a history is empty.
         """
         ...
+
+
+@runtime_checkable
+class RanksUsers(RanksItems, Protocol):
+    """A system that can be told whose histories it ranks for, and may need to be."""
+
+    @property
+    def needs_users(self) -> bool:
+        """Whether its answers depend on who the user is."""
+        ...
+
+    def rank_users(
+        self,
+        user_ids: Sequence[str],
+        histories: Sequence[IndexArray],
+        k: int,
+        *,
+        exclude_seen: bool = True,
+    ) -> RankedItems:
+        """Rank the catalogue for each user with that history; see `RanksItems.rank_items`."""
+        ...

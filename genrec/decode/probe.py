@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from genrec.decode.head import LanguageHead
 from genrec.decode.prompt_cache import CopiedPromptCache, PromptCache, SharedPromptCache
+from genrec.decode.soft_users import ignore_marks
 from genrec.errors import ModelError
 from genrec.types import IndexArray
 
@@ -69,8 +70,9 @@ def _find_fault(model: PreTrainedModel, head: LanguageHead, way: type[PromptCach
     """What goes wrong when beams run this way, or None when all is well."""
     prompts, steps = _make_probe(model, head)
     try:
-        expected = _score_plainly(model, prompts, steps)
-        hidden = _run_beams(model, way, prompts, steps)
+        with ignore_marks(model):
+            expected = _score_plainly(model, prompts, steps)
+            hidden = _run_beams(model, way, prompts, steps)
     except _REFUSALS as refusal:
         return f"{type(refusal).__name__}: {refusal}"
     half = head.dtype in {torch.float16, torch.bfloat16}

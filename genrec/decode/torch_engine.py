@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +21,10 @@ from genrec.decode.beam import keep_best
 from genrec.decode.engine import EngineLimits, Normalize, Request, check_request
 from genrec.decode.head import LanguageHead
 from genrec.decode.probe import choose_cache, max_positions
+from genrec.decode.prompt_cache import PromptCache
+from genrec.decode.soft_users import check_vectors, find_users
 from genrec.decode.trie import DeadNodes, Trie
-from genrec.errors import ModelError, join_problems
+from genrec.errors import DataError, ModelError, join_problems
 from genrec.types import FloatArray, IndexArray, RankedItems
 
 # At 28 layers of 8 heads of 128 (Qwen3-0.6B) this many cached tokens take 1.9 GB in float32.
@@ -62,6 +65,7 @@ class TorchEngine:
         level_token_ids: Sequence[IndexArray],
         *,
         batch_tokens: int = _BATCH_TOKENS,
+        way: type[PromptCache] | None = None,
     ) -> None:
         """Check that model, trie and tokens belong together, and that the model can be searched.
 
@@ -71,6 +75,8 @@ class TorchEngine:
             level_token_ids: for each level the token id of code 0, 1, 2 and so on.
             batch_tokens: how many tokens may be in the cache at once; more runs more users together
                 and takes more memory. One user always runs, whatever it takes.
+            way: how beams run, where an earlier engine of this model has found it (its `way`); None
+                compares the ways with the model's own forward.
 
         Raises:
             ModelError: not decoder-only, no head, tokens that do not fit the trie or the head, or
@@ -83,7 +89,7 @@ class TorchEngine:
         self._batch_tokens = batch_tokens
         with torch.inference_mode():
             self._head = LanguageHead(model, level_token_ids)
-            self._cache = choose_cache(model, self._head)
+            self._cache = choose_cache(model, self._head) if way is None else way
         positions = max_positions(model)
         self._limits = EngineLimits(
             n_items=trie.n_items,
@@ -95,6 +101,11 @@ class TorchEngine:
     def n_items(self) -> int:
         """How many items the catalogue holds."""
         return self.trie.n_items
+
+    @property
+    def way(self) -> type[PromptCache]:
+        """How beams run on this model."""
+        return self._cache
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -121,11 +132,26 @@ class TorchEngine:
         width: int | None = None,
         excluded: Sequence[IndexArray] | None = None,
         normalize: Normalize = "vocab",
+        user_vectors: NDArray[np.float32] | None = None,
     ) -> RankedItems:
-        """Rank the k items that the model likes best after each prompt, as `Engine` describes."""
+        """Rank the k items that the model likes best after each prompt, as `Engine` describes.
+
+        Args:
+            prompts: as for `Engine`.
+            k: as for `Engine`.
+            width: as for `Engine`.
+            excluded: as for `Engine`.
+            normalize: as for `Engine`.
+            user_vectors: for each prompt the embedding of its user, which a model with soft user
+                tokens sees where the prompt has marks (see `soft_users`).
+
+        Shapes:
+            user_vectors: (U, dimensions) float32.
+        """
         request = check_request(
             self._limits, prompts, k, width=width, excluded=excluded, normalize=normalize
         )
+        shown = self._check_users(request, user_vectors)
         n_prompts = len(request.prompts)
         ranked = RankedItems(
             item_index=np.full((n_prompts, k), -1, dtype=np.int64),
@@ -134,11 +160,40 @@ class TorchEngine:
         )
         with torch.inference_mode():
             for users in self._split_batches(request):
-                items, scores, certified = self._rank_batch(request, users)
+                with self._show_users(request, users, shown):
+                    items, scores, certified = self._rank_batch(request, users)
                 ranked.item_index[users] = items
                 ranked.scores[users] = scores
                 ranked.certified[users] = certified
         return ranked
+
+    def _check_users(
+        self, request: Request, user_vectors: NDArray[np.float32] | None
+    ) -> Tensor | None:
+        users = find_users(self._model)
+        if user_vectors is None:
+            return None
+        if users is None:
+            raise ModelError(
+                "user embeddings were given to a model without soft user tokens; leave them out, "
+                "or train with soft_user_tokens"
+            )
+        if len(user_vectors) != len(request.prompts):
+            raise DataError(
+                f"{len(user_vectors)} user embeddings were given for {len(request.prompts)} "
+                f"prompts; give one a prompt"
+            )
+        return check_vectors(user_vectors, users.n_dimensions)
+
+    def _show_users(
+        self, request: Request, users: list[int], vectors: Tensor | None
+    ) -> AbstractContextManager[None]:
+        """A block in which the marks of a batch's prompts stand for their users."""
+        soft = find_users(self._model)
+        if soft is None or vectors is None:
+            return nullcontext()
+        marked = [user for user in users if soft.token_id in request.prompts[user]]
+        return soft.show(vectors[marked])
 
     def _split_batches(self, request: Request) -> Iterator[list[int]]:
         """Rows of the request that fit into the cache together, like lengths side by side."""

@@ -18,7 +18,7 @@ from genrec.data.dataset import HoldOut
 from genrec.errors import CapacityError, DataError, join_problems
 from genrec.eval.metrics import Metric, ValueArray, find_rank, pad_lists, score_users
 from genrec.progress import show_progress
-from genrec.types import IndexArray, RankedItems, RanksItems
+from genrec.types import IndexArray, RankedItems, RanksItems, RanksUsers
 
 _NO_ANSWER = -1
 
@@ -31,6 +31,7 @@ class Question:
     n_items: int
     metrics: tuple[Metric, ...]
     exclude_seen: bool = True
+    user_ids: tuple[str, ...] | None = None
 
     @property
     def depth(self) -> int:
@@ -165,7 +166,7 @@ def _ask_system(question: Question, system: RanksItems, batch_size: int) -> Rank
     with show_progress(f"ranking with {system.name}", len(histories), unit="users") as advance:
         for start in range(0, len(histories), batch_size):
             batch = histories[start : start + batch_size]
-            part = system.rank_items(batch, question.depth, exclude_seen=question.exclude_seen)
+            part = _rank_batch(question, system, slice(start, start + batch_size))
             expected = (len(batch), question.depth)
             if part.item_index.shape != expected or part.scores.shape != expected:
                 raise DataError(
@@ -179,6 +180,14 @@ def _ask_system(question: Question, system: RanksItems, batch_size: int) -> Rank
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.certified for part in parts]),
     )
+
+
+def _rank_batch(question: Question, system: RanksItems, users: slice) -> RankedItems:
+    histories, exclude_seen = question.holdout.histories[users], question.exclude_seen
+    if question.user_ids is not None and isinstance(system, RanksUsers) and system.needs_users:
+        user_ids = question.user_ids[users]
+        return system.rank_users(user_ids, histories, question.depth, exclude_seen=exclude_seen)
+    return system.rank_items(histories, question.depth, exclude_seen=exclude_seen)
 
 
 def score_ranking(

@@ -108,8 +108,10 @@ def _ask_question(recipe: EvalRecipe, dataset: Dataset) -> tuple[Question, Index
     """The question, and which rows of the split's users it asks about."""
     holdout = dataset.holdout(recipe.split)
     rows = sample_users(holdout, recipe.max_users, recipe.seed)
+    user_ids = dataset.users.sort("user_index")["user_id"].to_list()
     question = Question(
         holdout=take_users(holdout, rows),
+        user_ids=tuple(user_ids[user] for user in holdout.user_index[rows].tolist()),
         n_items=dataset.n_items,
         metrics=recipe.parsed_metrics,
         exclude_seen=recipe.exclude_seen,
