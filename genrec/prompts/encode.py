@@ -8,13 +8,14 @@ template and no dataset.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genrec.errors import ModelError
+from genrec.prompts.chat import ChatFrame
 from genrec.prompts.hostile import Breaker, make_breaker, space_characters, space_punctuation
-from genrec.prompts.render import Rendered
+from genrec.prompts.render import HistoryPrompt, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,31 +67,106 @@ def encode_rendered(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> l
     return _encode_apart(tokenizer, guard, _split_pieces(rendered))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[int]:
-    """The token ids of a prompt, after the begin token if the tokenizer has one."""
-    ids = encode_rendered(tokenizer, rendered)
-    begin = tokenizer.bos_token_id
-    return ids if begin is None else [int(begin), *ids]
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, chat: ChatFrame | None = None
+) -> list[int]:
+    """The token ids of a prompt, after the begin token if the tokenizer has one.
+
+    Args:
+        tokenizer: the language model's.
+        rendered: the prompt.
+        chat: the frame it stands in, which brings its own begin token; None is plain text.
+    """
+    if chat is not None:
+        return encode_rendered(tokenizer, chat.wrap(rendered))
+    return [*_begin_plain(tokenizer), *encode_rendered(tokenizer, rendered)]
+
+
+def encode_history(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: HistoryPrompt,
+    sids: Sequence[str],
+    titles: Sequence[str],
+    chat: ChatFrame | None = None,
+    user_sid: str = "",
+) -> list[int]:
+    """The token ids that ask for a user's next item, wherever it is asked.
+
+    Args:
+        tokenizer: the language model's.
+        prompt: how the question is worded.
+        sids: the history's semantic ids, oldest first.
+        titles: the same items' titles.
+        chat: the frame the model was trained with.
+        user_sid: the user's semantic ids, where the prompt names the user.
+    """
+    return encode_prompt(tokenizer, prompt.render(sids, titles, user_sid=user_sid), chat)
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, prompt: Rendered, target: Rendered
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Rendered,
+    target: Rendered,
+    chat: ChatFrame | None = None,
 ) -> tuple[list[int], int]:
     """The token ids of a training row, and how many of them are the prompt.
 
-    The row is begin token (if there is one), prompt, target, end token.
+    The row is prompt, target and end token, the prompt as `encode_prompt` makes it.
 
     Raises:
         ModelError: the tokenizer has no end token, so that no answer could ever end.
     """
-    end = tokenizer.eos_token_id
+    end = find_end_token(tokenizer, chat)
+    prompt_ids = encode_prompt(tokenizer, prompt, chat)
+    return [*prompt_ids, *encode_rendered(tokenizer, target), end], len(prompt_ids)
+
+
+def encode_plain(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    chat: ChatFrame | None = None,
+) -> list[tuple[list[int], int]]:
+    """What `encode_example` gives for rows without text from data, all at once.
+
+    They need no guard, and one call of a fast tokenizer costs a tenth of as many single ones.
+    """
+    end = find_end_token(tokenizer, chat)
+    if chat is not None:
+        prompts = [chat.wrap(Rendered(prompt)).text for prompt in prompts]
+    ids = tokenizer(
+        [*prompts, *targets],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    begin = _begin_plain(tokenizer) if chat is None else []
+    return [
+        ([*begin, *prompt, *target, end], len(begin) + len(prompt))
+        for prompt, target in zip(ids[: len(prompts)], ids[len(prompts) :], strict=True)
+    ]
+
+
+def find_end_token(tokenizer: PreTrainedTokenizerBase, chat: ChatFrame | None = None) -> int:
+    """The id of the token that ends every target: the chat's, or else the tokenizer's.
+
+    Raises:
+        ModelError: there is none.
+    """
+    end: Any = tokenizer.eos_token_id
+    if chat is not None:
+        end = tokenizer.convert_tokens_to_ids(chat.end)
     if end is None:
         raise ModelError(
             f"tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, and every target "
             f"must end with one; set its eos_token"
         )
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    return [*prompt_ids, *encode_rendered(tokenizer, target), int(end)], len(prompt_ids)
+    return int(end)
+
+
+def _begin_plain(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    begin = tokenizer.bos_token_id
+    return [] if begin is None else [int(begin)]
 
 
 def _find_guard(tokenizer: PreTrainedTokenizerBase) -> _Guard:
