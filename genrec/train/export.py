@@ -1,15 +1,14 @@
 """The model directory that training leaves behind.
 
 Owns its files: a plain Hugging Face checkpoint with adapter and token rows merged in, the adapter
-as trained, the item index, and what genrec needs to put items in and get items out. Knows nothing
-of how the model was trained.
+as trained or in parts, the item index, the card, and what genrec needs to put items in and get
+items out. Knows nothing of how the model was trained.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,24 @@ from genrec.errors import ArtifactError
 from genrec.manifest import write_json
 from genrec.recipe import hash_values
 from genrec.train.adapter import merge_adapter
+from genrec.train.card import render_card
 from genrec.train.checkpoint import quiet_transformers
+from genrec.train.delta import (
+    ADAPTER_FOLDER,
+    BASE_FOLDER,
+    LORA_FOLDER,
+    split_adapter,
+    write_delta,
+)
+from genrec.train.recipe import TrainRecipe
 
 SCHEMA = 1
 RECOMMEND_FILE = "recommend.json"
 INDEX_FILE = "item_index.parquet"
 SETTINGS_FILE = "genrec.json"
 CARD_FILE = "README.md"
-CATALOGUE_FILES = (INDEX_FILE, SETTINGS_FILE, CARD_FILE)
-_log = logging.getLogger(__name__)
+BASE_SETTINGS = f"{BASE_FOLDER}/{SETTINGS_FILE}"
+CATALOGUE_FILES = (INDEX_FILE, SETTINGS_FILE, CARD_FILE, BASE_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,22 @@ class Catalogue:
     def digest(self) -> str:
         """The sha256 over which item has which semantic ID."""
         return hash_values([list(pair) for pair in zip(self.item_ids, self.sids, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What is told about a model.
+
+    Attributes:
+        settings: small values for `genrec.json` besides the catalogue's; `base` and `method`
+            among them.
+        recipe: what it was trained by.
+        facts: the manifest's, for the card.
+    """
+
+    settings: dict[str, Any]
+    recipe: TrainRecipe
+    facts: Mapping[str, Any]
 
 
 def read_catalogue(data: Path, tokenizer: Path, codebook_sizes: Sequence[int]) -> Catalogue:
@@ -89,7 +113,7 @@ def export_model(
     tokenizer: Any,
     catalogue: Catalogue,
     instructions: Artifact,
-    settings: dict[str, Any],
+    account: Account,
     out: Path,
 ) -> None:
     """Write everything but the manifest and the training log; merges `model` in place.
@@ -99,43 +123,72 @@ def export_model(
         tokenizer: the extended tokenizer.
         catalogue: the items.
         instructions: gives `recommend.json`.
-        settings: small facts for `genrec.json` besides the catalogue's.
+        account: what is told about the model.
         out: the artefact's directory.
     """
     with quiet_transformers():
         if isinstance(model, PeftModel):
-            # The vocabulary did grow, but its new rows are in the adapter, as rows.
-            model.save_pretrained(str(out / "adapter"), save_embedding_layers=False)
+            model = _write_adapter(model, tokenizer, account, out)
         merged = merge_adapter(model)
-        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-            _align_token(merged, name, getattr(tokenizer, name))
+        _align_tokens(merged, tokenizer)
         merged.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
     shutil.copyfile(instructions.path / RECOMMEND_FILE, out / RECOMMEND_FILE)
-    write_catalogue(catalogue, settings, out)
+    write_catalogue(catalogue, account, out)
 
 
-def write_catalogue(catalogue: Catalogue, settings: dict[str, Any], out: Path) -> None:
+def _write_adapter(model: PeftModel, tokenizer: Any, account: Account, out: Path) -> PeftModel:
+    """Write the adapter as trained, and in parts where the recipe wants them; the model to merge.
+
+    Over frozen rows the adapter as trained is the LoRA weights alone, and is written once: as
+    `lora/`, unless it is DoRA, which vLLM refuses.
+    """
+    recipe = account.recipe
+    config = model.peft_config["default"]
+    # PEFT writes a set in an order that differs from run to run, and with it the file.
+    config.target_modules = sorted(config.target_modules)
+    bare = recipe.token_rows == "frozen" and recipe.method != "dora"
+    if not bare:
+        # The vocabulary did grow, but its new rows are in the adapter, as rows.
+        model.save_pretrained(str(out / ADAPTER_FOLDER), save_embedding_layers=False)
+        # PEFT's card is a form to fill in; the one above it says what is in the folder.
+        (out / ADAPTER_FOLDER / CARD_FILE).unlink()
+    if recipe.export_base:
+        _align_tokens(model.get_base_model(), tokenizer)
+        return split_adapter(model, tokenizer, out)
+    if bare:
+        write_delta(model, account.settings["base"], out / LORA_FOLDER)
+    return model
+
+
+def write_catalogue(catalogue: Catalogue, account: Account, out: Path) -> None:
     """Write the files that say which items the model knows: `CATALOGUE_FILES`.
 
     Args:
         catalogue: the items.
-        settings: small facts for `genrec.json` besides the catalogue's.
-        out: the artefact's directory.
+        account: what is told about the model.
+        out: the artefact's directory, with all other files in it.
     """
     _write_index(catalogue, out / INDEX_FILE)
-    write_json(
-        out / SETTINGS_FILE,
-        {
-            "schema": SCHEMA,
-            "n_items": len(catalogue.item_ids),
-            "n_levels": len(catalogue.codebook_sizes),
-            "codebook_sizes": list(catalogue.codebook_sizes),
-            "catalogue_digest": catalogue.digest,
-            **settings,
-        },
-    )
-    (out / CARD_FILE).write_text(_render_card(catalogue, settings), encoding="utf-8")
+    settings = {
+        "schema": SCHEMA,
+        "n_items": len(catalogue.item_ids),
+        "n_levels": len(catalogue.codebook_sizes),
+        "codebook_sizes": list(catalogue.codebook_sizes),
+        "catalogue_digest": catalogue.digest,
+        **account.settings,
+    }
+    write_json(out / SETTINGS_FILE, settings)
+    if (out / BASE_FOLDER).is_dir():
+        # A later adapter over base/ alone is held to the same catalogue and users.
+        write_json(out / BASE_SETTINGS, settings)
+    card = render_card(settings, account.recipe, account.facts, out)
+    (out / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _align_tokens(model: Any, tokenizer: Any) -> None:
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        _align_token(model, name, getattr(tokenizer, name))
 
 
 def _align_token(model: Any, name: str, value: int | None) -> None:
@@ -160,21 +213,3 @@ def _write_index(catalogue: Catalogue, path: Path) -> None:
         },
         schema_overrides={"codes": pl.List(pl.Int32)},
     ).write_parquet(path)
-
-
-def _render_card(catalogue: Catalogue, settings: dict[str, Any]) -> str:
-    levels = " x ".join(str(size) for size in catalogue.codebook_sizes)
-    return (
-        "# A generative recommender\n\n"
-        f"Made by genrec from `{settings['base']}` (method: {settings['method']}). It knows "
-        f"{len(catalogue.item_ids):,} items as semantic IDs of {len(catalogue.codebook_sizes)} "
-        f"tokens (codebooks {levels}).\n\n"
-        "This directory is a plain Hugging Face checkpoint with everything merged in; `adapter/`, "
-        "where there is one, holds the LoRA weights and the token rows as they were trained. "
-        "`item_index.parquet` says which semantic ID is which item, and `manifest.json` holds the "
-        "recipe, the inputs' digests and the library versions.\n\n"
-        "```python\n"
-        "from genrec.recommender import Recommender\n"
-        'Recommender.from_pretrained("this directory").recommend(["an item id"], k=10)\n'
-        "```\n"
-    )

@@ -23,10 +23,12 @@ from genrec.manifest import MANIFEST
 from genrec.recipe import parse_recipe, strip_header
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.update import check_successor
+from genrec.train.delta import BASE_FOLDER, point_delta
 from genrec.train.export import (
     CATALOGUE_FILES,
     INDEX_FILE,
     SETTINGS_FILE,
+    Account,
     Catalogue,
     write_catalogue,
 )
@@ -83,10 +85,12 @@ def apply_tokenizer(
         for name in trained.files:
             if name not in CATALOGUE_FILES:
                 _link_file(model / name, work.path / name)
-        write_catalogue(catalogue, settings, work.path)
+        if (work.path / BASE_FOLDER).is_dir():
+            point_delta(work.path)
         added = len(left - present.keys())
         removed = len(present.keys() - left)
         work.facts.update(trained.facts | {"items_added": added, "items_removed": removed})
+        write_catalogue(catalogue, Account(settings, recipe, work.facts), work.path)
     _log.info("apply: %d items added, %d removed, weights unchanged", added, removed)
     return work.artifact
 

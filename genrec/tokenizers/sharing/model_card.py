@@ -1,6 +1,7 @@
 """The README of a tokenizer's directory, which a model hub shows as its card.
 
-Owns the wording. Knows what `config.json` and `quality.json` hold, and reads neither.
+Owns the wording, and the form that other cards of genrec share with it. Knows what `config.json`
+and `quality.json` hold, and reads neither.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
 from genrec.tokenizers.recipe import TokenizeRecipe
 
 CARD_FILE = "README.md"
 NAMELESS = "OWNER/NAME or a directory"
+TAGS = ("semantic-ids", "generative-recommendation", "recommender-systems", "genrec")
 _RECIPE_NOTE = "Sections with default values are left out; `config.json` has every value."
 
 
@@ -29,14 +32,8 @@ def render_card(
     """
     subject, n_items = config["subject"], config["n_items"]
     sizes = " x ".join(str(size) for size in config["codebook_sizes"])
-    front = {
-        "library_name": "genrec",
-        "tags": ["semantic-ids", "generative-recommendation", "recommender-systems", "genrec"],
-    }
     parts = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).rstrip(),
-        "---",
+        *render_front(library_name="genrec"),
         "",
         f"# Semantic IDs of {n_items:,} {subject}",
         "",
@@ -62,11 +59,27 @@ def render_card(
         "",
         _RECIPE_NOTE,
         "",
-        *_indent_recipe(config["recipe"]),
+        *indent_recipe(_choose_told(config["recipe"])),
         "",
         *_list_files(config),
     ]
     return "\n".join(parts) + "\n"
+
+
+def render_front(**values: Any) -> list[str]:
+    """The front matter that a hub reads, as lines: genrec's tags and what else is said.
+
+    Args:
+        values: fields of huggingface_hub's ModelCardData.
+    """
+    tags = [*TAGS, *values.pop("tags", ())]
+    return ["---", ModelCardData(tags=tags, **values).to_yaml(), "---"]
+
+
+def indent_recipe(values: Mapping[str, Any]) -> list[str]:
+    """A recipe as an indented block, which nothing in it can end."""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=90)
+    return [f"    {line}" for line in text.splitlines()]
 
 
 def _describe_quality(quality: Mapping[str, Any]) -> Iterator[str]:
@@ -107,16 +120,15 @@ def _describe_quality(quality: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _indent_recipe(recipe: Mapping[str, Any]) -> list[str]:
-    """The recipe as an indented block, which nothing in it can end."""
+def _choose_told(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without the sections that have their default values."""
     defaults = TokenizeRecipe().model_dump(mode="json")
     told = {
         key: value
         for key, value in recipe.items()
         if not isinstance(value, dict) or value != defaults.get(key)
     }
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=90)
-    return [f"    {line}" for line in ["kind: tokenize", *text.splitlines()]]
+    return {"kind": "tokenize", **told}
 
 
 def _list_files(config: Mapping[str, Any]) -> Iterator[str]:
