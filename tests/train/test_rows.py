@@ -1,4 +1,4 @@
-"""Encoding, grouping and padding of training rows."""
+"""Encoding of training rows, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ from transformers import AutoTokenizer
 from genrec.errors import DataError
 from genrec.prompts.encode import encode_example
 from genrec.prompts.render import Rendered
-from genrec.train.rows import (
-    IGNORED_LABEL,
-    EncodedRow,
-    LengthGroups,
-    collate_rows,
-    encode_rows,
-    pack_rows,
-)
+from genrec.train.rows import NO_USER, EncodedRow, encode_rows, pack_rows
 from genrec.train.vocabulary import extend_tokenizer
 from tests.train.made_inputs import CODEBOOKS, Inputs
 
@@ -95,44 +88,41 @@ def test_packed_rows_come_back_whole() -> None:
     assert len(pack_rows([])) == 0
 
 
-def test_collated_targets_end_at_the_right_edge() -> None:
-    batch = collate_rows([make_row(4, 2, 10), make_row(1, 3, 30)], pad_token_id=0)
-    assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, 15], [0, 0, 30, 31, 32, 33]]
-    assert batch["attention_mask"].tolist() == [[1] * 6, [0, 0, 1, 1, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]]
-    assert batch["logits_to_keep"] == 4
-    assert batch["labels"].tolist() == [
-        [IGNORED_LABEL, IGNORED_LABEL, 14, 15],
-        [IGNORED_LABEL, 31, 32, 33],
-    ]
+def test_what_is_known_of_rows_is_kept(tokenizer: Any, inputs: Inputs) -> None:
+    instructions = load_from_disk(str(inputs.instructions / "train")).select(range(6))
+    tasks = ["b", "a", "b", "c", "a", "b"]
+    instructions = instructions.remove_columns("task").add_column("task", tasks)
+    instructions = instructions.add_column("pass", [0, 0, 1, 1, 2, 2])
+    rows = encode_rows(tokenizer, instructions, 200, "training")
+    assert [rows.task_names[row.task] for row in (rows[i] for i in range(6))] == tasks
+    assert rows.task_names == ("b", "a", "c")
+    assert rows.users.tolist() == instructions["user_index"]
+    assert rows.passes.tolist() == [0, 0, 1, 1, 2, 2]
+    chosen = rows.select(np.array([4, 1]))
+    assert chosen.passes.tolist() == [2, 0]
+    assert chosen.users.tolist() == [4, 1]
+    assert [chosen.task_names[task] for task in chosen.tasks] == ["a", "a"]
+    # Rows that are too long go with all that is known of them.
+    limit = int(rows.lengths.max()) - 1
+    kept = encode_rows(tokenizer, instructions, limit, "training")
+    assert kept.users.tolist() == rows.users[rows.lengths <= limit].tolist()
 
 
-def test_collating_keeps_a_column_before_targets_that_fill_the_row() -> None:
-    batch = collate_rows([make_row(0, 3)], pad_token_id=0)
-    assert batch["labels"].shape == batch["input_ids"].shape == (1, 4)
+def test_older_instructions_are_of_one_pass_and_no_task(tokenizer: Any) -> None:
+    row = {"prompt": "a", "prompt_spans": [], "target": "b", "target_spans": []}
+    rows = encode_rows(tokenizer, Dataset.from_list([row, row]), 200, "training")
+    assert rows.passes.tolist() == rows.tasks.tolist() == [0, 0]
+    assert rows.users.tolist() == [NO_USER] * 2
+    assert rows.task_names == ("",)
 
 
-def test_every_row_is_drawn_once_an_epoch_and_batches_have_like_lengths() -> None:
-    lengths = np.random.default_rng(0).integers(5, 100, 1003)
-    grouped = LengthGroups(lengths, 16, seed=1, group=True)
-    order = np.array(list(grouped))
-    assert len(grouped) == 1003
-    assert sorted(order.tolist()) == list(range(1003))
-
-    def padding(order: np.ndarray) -> int:
-        batches = np.split(order[:992], 62)
-        return sum(int(lengths[b].max() * len(b) - lengths[b].sum()) for b in batches)
-
-    plain = np.array(list(LengthGroups(lengths, 16, seed=1, group=False)))
-    assert padding(order) < padding(plain) / 10
-
-
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    lengths = np.arange(100)
-    sampler = LengthGroups(lengths, 4, seed=3, group=True)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    sampler.set_epoch(0)
-    assert list(sampler) == first
-    assert list(LengthGroups(lengths, 4, seed=4, group=True)) != first
+def test_reading_in_pieces_changes_nothing(
+    tokenizer: Any, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instructions = load_from_disk(str(inputs.instructions / "train"))
+    whole = encode_rows(tokenizer, instructions, 200, "training")
+    monkeypatch.setattr("genrec.train.rows._READ_ROWS", 5)
+    pieces = encode_rows(tokenizer, instructions, 200, "training")
+    for name in ("tokens", "offsets", "prompt_lengths", "tasks", "users", "passes"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name))
+        assert getattr(whole, name).dtype == getattr(pieces, name).dtype
