@@ -21,7 +21,9 @@ from typer.core import TyperGroup
 
 import genrec
 from genrec.cli_bench import bench_app
+from genrec.cli_prompts import prompts_app
 from genrec.cli_tokenize import tokenize_app
+from genrec.cli_train import train
 from genrec.errors import DataError, GenrecError, RecipeError
 from genrec.recipe import split_values
 from genrec.terminal import (
@@ -31,7 +33,6 @@ from genrec.terminal import (
     ModelDir,
     OutDir,
     RayAddress,
-    TokenizerDir,
     Values,
     err_console,
     out_console,
@@ -41,7 +42,7 @@ from genrec.terminal import (
 if TYPE_CHECKING:
     from genrec.types import History
 
-_STEP_ORDER = ("data", "embed", "tokenize")
+_STEP_ORDER = ("data", "embed", "tokenize", "prompts")
 """Commands that `--help` shows first; a group of commands would otherwise come last."""
 
 
@@ -67,6 +68,7 @@ recipes_app = typer.Typer(help="The recipes that ship with genrec.", no_args_is_
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look around")
 app.add_typer(bench_app, name="bench", rich_help_panel="Look around")
 app.add_typer(tokenize_app, name="tokenize", rich_help_panel="The six steps")
+app.add_typer(prompts_app, name="prompts", rich_help_panel="The six steps")
 
 STEPS_PANEL, CHAIN_PANEL, LOOK_PANEL = "The six steps", "The whole way", "Look around"
 
@@ -144,45 +146,12 @@ def embed(
 
 
 @app.command(rich_help_panel=STEPS_PANEL)
-def prompts(
-    data: DataDir,
-    tokenizer: TokenizerDir,
-    out: OutDir,
-    values: Values = None,
-    users: Annotated[
-        Path | None, typer.Option(help="Output of `genrec tokenize ulmrec-users`: users by id.")
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Step 4: interactions and semantic IDs to instruction data."""
-    inputs = {"data": data, "tokenize": tokenizer} | ({"users": users} if users else {})
-    run_step("prompts", values, inputs, out, force)
-
-
-@app.command(rich_help_panel=STEPS_PANEL)
 def base(data: DataDir, out: OutDir, values: Values = None, force: Force = False) -> None:
     """Before step 5, if wanted: a small decoder from scratch, pretrained on item text."""
     run_step("base", values, {"data": data}, out, force)
 
 
-@app.command(rich_help_panel=STEPS_PANEL)
-def train(
-    data: DataDir,
-    tokenizer: TokenizerDir,
-    instructions: Annotated[Path, typer.Option(help="Output of `genrec prompts`.")],
-    out: OutDir,
-    values: Values = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Output of `genrec base`; else the recipe's base= names a checkpoint."),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Step 5: a base model and instruction data to a recommender (LoRA, or method=full)."""
-    inputs = {"data": data, "tokenize": tokenizer, "prompts": instructions}
-    if base is not None:
-        inputs["base"] = base
-    run_step("train", values, inputs, out, force)
+app.command(rich_help_panel=STEPS_PANEL)(train)
 
 
 @app.command("eval", rich_help_panel=STEPS_PANEL)
@@ -218,6 +187,9 @@ def recommend(
         Literal["table", "jsonl", "parquet"] | None,
         typer.Option("--format", help="Default: by the output's suffix; a table on the screen."),
     ] = None,
+    user: Annotated[
+        str, typer.Option(help="Whose the one history is, for a model whose prompts say so.")
+    ] = "",
     k: Annotated[int, typer.Option("-k", help="Answers a user.")] = 10,
     seen: Annotated[bool, typer.Option("--seen/--exclude-seen", help="Allow the history.")] = False,
     unknown: Annotated[
@@ -232,7 +204,7 @@ def recommend(
     from genrec.batch import Request, answer_histories, open_writer, write_answers
     from genrec.tables import build_answers
 
-    histories = _read_requests(item_ids, input_file)
+    histories = _read_requests(item_ids, input_file, user)
     form = form or _choose_form(output)
     _check_form(form, output)
     from genrec.recommender import Recommender
@@ -249,14 +221,19 @@ def recommend(
         out_console.print(f"{len(histories):,} users: {output}", highlight=False)
 
 
-def _read_requests(item_ids: list[str] | None, input_file: Path | None) -> list[History]:
+def _read_requests(item_ids: list[str] | None, input_file: Path | None, user: str) -> list[History]:
     from genrec.batch import parse_histories, read_histories
     from genrec.types import History
 
     if item_ids and input_file:
         raise DataError("give item ids or --input, not both")
+    if user and not item_ids:
+        raise DataError(
+            f"--user {user} goes with one history of item ids; in a file, name users in its column "
+            f"user_id"
+        )
     if item_ids:
-        return [History("", tuple(item_ids))]
+        return [History(user, tuple(item_ids))]
     if input_file is None and sys.stdin.isatty():
         raise DataError(
             "no history was given; write item ids after the command, name a file with --input, "

@@ -66,6 +66,45 @@ def bench_tokenize(
     _show(measure(options, only or ()), as_json)
 
 
+@bench_app.command("train")
+def bench_train(
+    as_json: Json = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real data sets; else $GENREC_DATA; else rows are synthetic."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this section: packing, memory, device; repeatable."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny models, to see that it runs; no targets.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    device: Annotated[str, typer.Option(help="Of the section device: cpu or cuda.")] = "cpu",
+) -> None:
+    """Packed rows against padded ones, and token rows against whole matrices; some 10 minutes."""
+    from genrec.bench.train import bench_train as measure
+    from genrec.bench.train_options import TrainBench
+
+    if data is None and "GENREC_DATA" in os.environ:
+        data = Path(os.environ["GENREC_DATA"])
+    _show(measure(TrainBench(data, quick, repeats, device), only or ()), as_json)
+
+
+@bench_app.command("prompts")
+def bench_prompts(
+    as_json: Json = None,
+    users: Annotated[int, typer.Option(min=10, help="Users of the made-up data.")] = 20_000,
+    items: Annotated[int, typer.Option(min=10, help="Size of its catalogue.")] = 10_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+) -> None:
+    """Instruction rows a second, against one str.format and one line of JSON a row."""
+    from genrec.bench.prompts import bench_prompts as measure
+
+    _show(measure(n_users=users, n_items=items, repeats=repeats), as_json)
+
+
 def _show(result: dict[str, Any], as_json: Path | None) -> None:
     from genrec.tables import format_bench
 

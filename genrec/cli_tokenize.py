@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from genrec.terminal import (
     DataDir,
     Engine,
     Force,
+    GroupWithDefault,
     ModelDir,
     OutDir,
     RayAddress,
@@ -30,14 +30,10 @@ if TYPE_CHECKING:
     from genrec.tokenizers.update import Changes
 
 
-class _FitByDefault(TyperGroup):
-    """A group whose first word need not name a command: without one, it is `fit`."""
+class _FitByDefault(GroupWithDefault):
+    """Without a command, `fit`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `fit` before arguments that begin with no command's name."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["fit", *args]
-        return super().parse_args(ctx, args)
+    default = "fit"
 
 
 tokenize_app = typer.Typer(

@@ -25,6 +25,10 @@ class DataError(GenrecError):
     """Input data that breaks its schema, or leaves nothing to work with."""
 
 
+class LeakError(DataError):
+    """Training rows, or what they are made from, tell what is held out for validation or test."""
+
+
 class UnknownItemError(DataError):
     """An item id that the catalogue does not hold."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from genrec.recipe import split_values
 
@@ -39,6 +40,18 @@ RayAddress = Annotated[
     typer.Option(help="The Ray cluster; else $RAY_ADDRESS; else one is started here."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run again even if nothing has changed.")]
+
+
+class GroupWithDefault(TyperGroup):
+    """A group whose first word need not name a command: without one, it is `default`."""
+
+    default = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default before arguments that begin with no command's name."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
 
 def run_step(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from genrec import cli, doctor
 from genrec.doctor import Check
 from genrec.errors import DataError, RecipeError
+from genrec.types import History
 
 runner = CliRunner()
 
@@ -91,6 +92,7 @@ def test_an_unknown_key_is_explained_before_any_work(tmp_path: Path) -> None:
         (["run", "a", "b", "-o", "x"], "one recipe at a time, but 2 were given: a, b"),
         (["quickstart", "other"], "quickstart takes KEY=VALUE only"),
         (["recommend", "-m", "x", "i1", "--input", "u.jsonl"], "item ids or --input, not both"),
+        (["recommend", "-m", "x", "--user", "u1", "--input", "u.jsonl"], "in its column user_id"),
         (["recommend", "-m", "x", "i1", "--format", "parquet"], "Parquet needs a file"),
         (["recommend", "-m", "x", "i1", "--format", "table", "-o", "y"], "goes to the screen"),
         (["recommend", "-m", "nowhere", "i1"], "train artefact nowhere does not exist"),
@@ -107,15 +109,15 @@ def test_wrong_use_is_explained(arguments: list[str], message: str) -> None:
 def test_no_history_at_a_terminal_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(DataError, match="no history was given"):
-        cli._read_requests(None, None)
+        cli._read_requests(None, None, "")
 
 
 def test_histories_come_from_arguments_or_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli._read_requests(["a", "b"], None)[0].item_ids == ("a", "b")
+    assert cli._read_requests(["a", "b"], None, "u")[0] == History("u", ("a", "b"))
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"history": ["c"]}\n'))
-    assert cli._read_requests(None, Path("-"))[0].item_ids == ("c",)
+    assert cli._read_requests(None, Path("-"), "")[0].item_ids == ("c",)
 
 
 def test_the_form_follows_the_output() -> None:

@@ -106,11 +106,16 @@ def read_templates(path: Path, tasks: Mapping[str, Task] | None = None) -> tuple
     problems = [
         f"template {template.id!r}: {fault}"
         for template in file.templates
-        for fault in find_template_faults(template) or _find_task_faults(template, known)
+        for fault in find_faults(template, known)
     ]
     if problems:
         raise TemplateError(join_problems(str(path), problems))
     return file.templates
+
+
+def find_faults(template: Template, tasks: Mapping[str, Task] = TASKS) -> list[str]:
+    """What is wrong with a template by itself or against its task, one sentence each."""
+    return find_template_faults(template) or list(_find_task_faults(template, tasks))
 
 
 def _find_task_faults(template: Template, tasks: Mapping[str, Task]) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """Which rows are written, with which wording, in which order.
 
 Owns all the chance in the step: repeats, wordings, the sample and the shuffle, each from the
-recipe's seed. A plan is two arrays, far smaller than
-the rows would be. Writes nothing.
+recipe's seed and the pass. A plan is three arrays, far smaller than the rows would be. Writes
+nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,19 +47,31 @@ class RowPlan:
 
 
 def plan_train(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
-    """The training rows, shuffled."""
-    plans = [
-        plan
-        for name, task in library.tasks.items()
-        for plan in _plan_task(corpus, library, recipe, name, task)
-    ]
-    whole = RowPlan(
+    """The training rows, pass by pass, each drawn anew, shuffled, and cut to `max_rows`."""
+    return _join_plans(
+        [_plan_pass(corpus, library, recipe, number) for number in range(recipe.passes)]
+    )
+
+
+def _plan_pass(corpus: Corpus, library: Library, recipe: PromptsRecipe, number: int) -> RowPlan:
+    drawn = corpus.with_pass(number)
+    whole = _join_plans(
+        [
+            RowPlan(*rows, np.full(len(rows[0]), number, dtype=np.int64))
+            for name, task in library.tasks.items()
+            for rows in _plan_task(drawn, library, recipe, name, task, number)
+        ]
+    )
+    order = _make_generator(recipe, "order", number).permutation(len(whole))
+    return whole.take(order[: recipe.max_rows])
+
+
+def _join_plans(plans: Sequence[RowPlan]) -> RowPlan:
+    return RowPlan(
         np.concatenate([plan.template for plan in plans]),
         np.concatenate([plan.subject for plan in plans]),
         np.concatenate([plan.number for plan in plans]),
     )
-    order = _make_generator(recipe, "order").permutation(len(whole))
-    return whole.take(order[: recipe.max_rows])
 
 
 def plan_valid(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
@@ -76,19 +88,16 @@ def plan_valid(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPl
 
 
 def _plan_task(
-    corpus: Corpus, library: Library, recipe: PromptsRecipe, name: str, task: Task
-) -> Iterator[RowPlan]:
+    corpus: Corpus, library: Library, recipe: PromptsRecipe, name: str, task: Task, number: int
+) -> Iterator[tuple[IndexArray, IndexArray]]:
+    """Templates and subjects, for each time over that the task is written."""
     subjects = task.find_subjects(corpus, recipe)
     places = np.array(library.find_seen(name), dtype=np.int64)
     usable = np.stack([_find_usable(corpus, library, task, int(p), subjects) for p in places])
-    for place, rows in zip(places, usable.sum(axis=1), strict=True):
-        if rows == 0 and len(subjects):
-            _log.warning(
-                "template %r is off: no row has all its fields",
-                library.templates[place].template.id,
-            )
+    if number == 0:
+        _warn_unusable(corpus, library, task, places[usable.sum(axis=1) == 0], subjects)
     choices = usable.sum(axis=0)
-    generator = _make_generator(recipe, name)
+    generator = _make_generator(recipe, name, number)
     first = generator.integers(0, np.iinfo(np.int32).max, size=len(subjects))
     whole, part = divmod(recipe.tasks[name], 1.0)
     drawn = generator.random(len(subjects)) < part
@@ -98,29 +107,54 @@ def _plan_task(
         picked = (first[kept] + turn) % choices[kept]
         rank = np.cumsum(usable[:, kept], axis=0, dtype=np.int16) - 1
         chosen = np.argmax(usable[:, kept] & (rank == picked), axis=0)
-        yield RowPlan(places[chosen], subjects[kept], np.zeros(kept.sum(), dtype=np.int64))
+        yield places[chosen], subjects[kept]
+
+
+def _warn_unusable(
+    corpus: Corpus, library: Library, task: Task, places: IndexArray, subjects: IndexArray
+) -> None:
+    for place in places.tolist() if len(subjects) else []:
+        missing = find_missing(corpus, library, task, place, subjects)
+        _log.warning(
+            "template %r is off: no row has all its fields (%s)",
+            library.templates[place].template.id,
+            f"without any value: {', '.join(missing)}" if missing else "never all of them at once",
+        )
+
+
+def find_missing(
+    corpus: Corpus, library: Library, task: Task, place: int, subjects: IndexArray
+) -> list[str]:
+    """The fields that a template cannot do without and that no subject has a value for."""
+    needed = _list_needed(library, task, place)
+    return sorted({n for n, field in needed if not field.find_filled(corpus, subjects).any()})
 
 
 def _find_usable(
     corpus: Corpus, library: Library, task: Task, place: int, subjects: IndexArray
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """(R,) whether each subject has a value for every field that the template cannot do without."""
+    usable = np.ones(len(subjects), dtype=np.bool_)
+    for _, field in _list_needed(library, task, place):
+        usable &= field.find_filled(corpus, subjects)
+    return usable
+
+
+def _list_needed(library: Library, task: Task, place: int) -> list[tuple[str, Field]]:
     compiled = library.templates[place]
     optional = set(compiled.template.optional)
-    needed: list[Field] = [
-        offered[name]
+    return [
+        (name, offered[name])
         for used, offered in (
             (compiled.input.names, task.input_fields),
             (compiled.target.names, task.target_fields),
         )
         for name in sorted(used - optional)
     ]
-    usable = np.ones(len(subjects), dtype=np.bool_)
-    for field in needed:
-        usable &= field.find_filled(corpus, subjects)
-    return usable
 
 
-def _make_generator(recipe: PromptsRecipe, purpose: str) -> np.random.Generator:
-    # A stream for each purpose, so that adding a task leaves the other tasks' rows as they were.
-    return np.random.default_rng([recipe.seed, zlib.crc32(purpose.encode())])
+def _make_generator(recipe: PromptsRecipe, purpose: str, number: int = 0) -> np.random.Generator:
+    # A stream for each purpose, so that adding a task leaves the other tasks' rows as they were,
+    # and a first pass that is the same however many follow it.
+    passes = [number] if number else []
+    return np.random.default_rng([recipe.seed, zlib.crc32(purpose.encode()), *passes])

@@ -125,10 +125,11 @@ class PromptsRecipe(Recipe):
     audit: bool = Field(
         default=True, description="Look for leaks from held-out parts, and fail where one is found."
     )
-    ties: Literal["file", "refuse"] = Field(
+    ties: Literal["file", "by-item", "refuse"] = Field(
         default="file",
-        description="Choices of one moment: in the file's order (the data step's rule), or refused "
-        "where one of them is held out.",
+        description="Choices of one moment: in the file's order (the data step's rule), which must "
+        "not be that of item ids; by-item: it is, and that is accepted; refuse: none of them may "
+        "be held out.",
     )
 
     @field_validator("tasks")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from genrec.errors import ArtifactError, DataError, TemplateError, join_problems
+from genrec.prompts.costs import TokenLimit
 from genrec.prompts.recipe import Template
 from genrec.prompts.sandbox import (
     MARK_END,
@@ -45,11 +46,20 @@ __all__ = [
     "render_template",
 ]
 
-HISTORY_FIELDS = frozenset({"history", "history_titles"})
-"""All that a recommendation prompt can know: what the user chose."""
+HISTORY_FIELDS = frozenset({"history", "history_titles", "user_sid", "user_soft"})
+"""All that a recommendation prompt can know: what the user chose, and who the user is."""
 
+USER_MARK = "<|genrec_user|>"
+"""The token that stands in a prompt where a user's soft tokens go."""
+
+_MARK = SidText(USER_MARK)
 RECOMMEND_FILE = "recommend.json"
-RECOMMEND_SCHEMA = 1
+USERS_FILE = "users.parquet"
+"""user_id and sid of the users that rows name by semantic id."""
+USER_CODES_FILE = "user_codes.json"
+"""How many codes each level of those has."""
+RECOMMEND_SCHEMA = 2
+"""Schema 1 is the same without a limit in tokens, and is still read."""
 UNTITLED = "untitled"
 
 _SID = re.compile(r"(?:<[a-z]_\d+>)+")
@@ -201,11 +211,13 @@ class HistoryPrompt:
         template: its wording; the input may use `history` and `history_titles`.
         max_history: how many items it shows; older ones are left out.
         max_text_characters: the longest that one title may be.
+        limit: the most tokens that the items may have together; None for any.
     """
 
     template: Template
     max_history: int
     max_text_characters: int
+    limit: TokenLimit | None = None
     source: str = field(default="given", compare=False)
     _input: CompiledText = field(init=False, repr=False, compare=False)
 
@@ -226,45 +238,86 @@ class HistoryPrompt:
         """Whether `render` must be given titles."""
         return "history_titles" in self._input.names
 
-    def render(self, sids: Sequence[str], titles: Sequence[str] | None = None) -> Rendered:
+    @property
+    def needs_user(self) -> bool:
+        """Whether `render` must be told the user's semantic ids."""
+        return "user_sid" in self._input.names
+
+    @property
+    def needs_embedding(self) -> bool:
+        """Whether the prompt has a mark for the user's soft tokens."""
+        return "user_soft" in self._input.names
+
+    def render(
+        self,
+        sids: Sequence[str],
+        titles: Sequence[str] | None = None,
+        *,
+        user_sid: str = "",
+    ) -> Rendered:
         """The prompt for one history.
 
         Args:
-            sids: the history's semantic ids, oldest first; beyond `max_history` the oldest go.
+            sids: the history's semantic ids, oldest first; beyond the limits the oldest go.
             titles: the items' titles in the same order, where `needs_titles`.
+            user_sid: the user's semantic ids, where `needs_user`; "" for a user without, where the
+                template can do without them.
 
         Raises:
-            DataError: the history is empty, a sid is none, or titles are missing or too few.
+            DataError: the history is empty, a sid is none, titles are missing or too few, or the
+                user has no semantic ids and the template needs them.
         """
         if not sids:
             raise DataError(
                 "the history is empty, and a recommendation prompt needs at least one item; give "
                 "one, or recommend by popularity for new users"
             )
-        separator = self.template.separator
         shown = [check_sid(sid) for sid in sids[-self.max_history :]]
-        values: dict[str, str] = {"history": join_sids(shown, separator)}
+        cleaned = self._clean_titles(titles, len(sids)) if self.needs_titles else []
+        if self.limit is not None:
+            named = [title or UNTITLED for title in cleaned]
+            start = self.limit.find_start(self.template, shown, named)
+            shown, cleaned = shown[start:], cleaned[start:]
+        separator = self.template.separator
+        values: dict[str, str] = {"history": join_sids(shown, separator), "user_soft": _MARK}
         if self.needs_titles:
-            if titles is None or len(titles) != len(sids):
-                got = "none" if titles is None else str(len(titles))
-                raise DataError(
-                    f"template {self.template.id!r} shows titles: {len(sids)} are needed, one a "
-                    f"history item, and {got} were given"
-                )
-            cleaned = [
-                clean_text(title, self.max_text_characters) for title in titles[-self.max_history :]
-            ]
             values["history_titles"] = join_titles(cleaned, separator)
+        if self.needs_user:
+            values["user_sid"] = self._check_user(user_sid)
         return self._input.render(values)
+
+    def _clean_titles(self, titles: Sequence[str] | None, n_items: int) -> list[CleanText]:
+        if titles is None or len(titles) != n_items:
+            got = "none" if titles is None else str(len(titles))
+            raise DataError(
+                f"template {self.template.id!r} shows titles: {n_items} are needed, one a "
+                f"history item, and {got} were given"
+            )
+        shown, most = titles[-self.max_history :], self.max_text_characters
+        return [clean_text(title, most) for title in shown]
+
+    def _check_user(self, user_sid: str) -> SidText:
+        if user_sid:
+            return check_user_sid(user_sid)
+        if "user_sid" not in self.template.optional:
+            raise DataError(
+                f"template {self.template.id!r} names the user by semantic id, and this user has "
+                f"none in the model; give the id of a user that it was trained with, or train with "
+                f"a template where user_sid is optional"
+            )
+        return SidText("")
 
     def save(self, path: str | Path) -> None:
         """Write everything that rendering needs, as JSON, to a file or into a directory."""
         values = {
-            "schema": RECOMMEND_SCHEMA,
+            # Without a limit the file is one of schema 1, which older versions read too.
+            "schema": 1 if self.limit is None else RECOMMEND_SCHEMA,
             "template": self.template.model_dump(mode="json"),
             "max_history": self.max_history,
             "max_text_characters": self.max_text_characters,
         }
+        if self.limit is not None:
+            values["limit"] = asdict(self.limit)
         text = json.dumps(values, indent=2, ensure_ascii=False)
         _recommend_file(Path(path)).write_text(text + "\n", encoding="utf-8")
 
@@ -285,6 +338,7 @@ class HistoryPrompt:
                 template=Template.model_validate(values["template"]),
                 max_history=int(values["max_history"]),
                 max_text_characters=int(values["max_text_characters"]),
+                limit=TokenLimit(**values["limit"]) if "limit" in values else None,
                 source=str(file),
             )
         except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -306,9 +360,9 @@ def _read_recommend(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactError(f"{file} is not JSON: {error}; run `genrec prompts` again") from error
     schema = values.get("schema") if isinstance(values, dict) else None
-    if not isinstance(values, dict) or schema != RECOMMEND_SCHEMA:
+    if not isinstance(values, dict) or schema not in (1, RECOMMEND_SCHEMA):
         raise ArtifactError(
-            f"{file} has schema {schema!r}, and this genrec reads {RECOMMEND_SCHEMA}; run "
+            f"{file} has schema {schema!r}, and this genrec reads 1 to {RECOMMEND_SCHEMA}; run "
             f"`genrec prompts` again with this version"
         )
     return values

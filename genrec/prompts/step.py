@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,17 +26,18 @@ from genrec.data.dataset import load_dataset
 from genrec.errors import DataError
 from genrec.manifest import read_json, write_json
 from genrec.progress import show_progress
+from genrec.prompts.audit import LeakAudit
 from genrec.prompts.corpus import Corpus, hold_out_valid, read_corpus
+from genrec.prompts.costs import TokenLimit
 from genrec.prompts.library import Library, build_library
 from genrec.prompts.plan import RowPlan, plan_train, plan_valid
 from genrec.prompts.recipe import PromptsRecipe
-from genrec.prompts.render import RECOMMEND_FILE, HistoryPrompt
+from genrec.prompts.render import RECOMMEND_FILE, USER_CODES_FILE, USERS_FILE, HistoryPrompt
 from genrec.prompts.rows import FEATURES, write_tables
+from genrec.prompts.workers import RowSource, choose_workers, stream_tables
 from genrec.recipe import hash_values
 
 EXAMPLES_A_TASK = 3
-USERS_FILE = "users.parquet"
-USER_CODES_FILE = "user_codes.json"
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +48,7 @@ def make_instructions(
     out: str | Path,
     *,
     users: str | Path | None = None,
+    workers: int | None = None,
 ) -> Artifact:
     """The instructions artefact: training and validation rows, and the recommendation prompt.
 
@@ -54,6 +57,7 @@ def make_instructions(
         data: the data artefact.
         tokenizer: the semantic-id tokenizer's artefact, made from the same catalogue.
         users: a tokenizer artefact of the users, for templates that name them by semantic id.
+        workers: processes that write rows, with the same result; all cores where rows are many.
         out: the directory to write; `train/` and `valid/` open with `datasets.load_from_disk`.
 
     Raises:
@@ -61,6 +65,7 @@ def make_instructions(
         RecipeError: an unknown task, template file or template.
         TemplateError: a template that breaks a rule.
         DataError: no training row is left.
+        LeakError: rows, or what they are made from, tell what is held out.
     """
     library = build_library(recipe)
     dataset = load_dataset(Path(data))
@@ -69,24 +74,37 @@ def make_instructions(
     if not len(train):
         raise DataError(
             f"no training row can be written from {data}: no user has more than "
-            f"{recipe.min_history} training items (min_history), and no item has the text that the "
-            f"templates need; check the data's filters and the recipe's tasks"
+            f"{recipe.min_history} training items (min_history), or the data lack the fields that "
+            f"all templates need; `genrec prompts plan` names them. Check the data's filters and "
+            f"the recipe's tasks and templates"
         )
     held = hold_out_valid(corpus, dataset)
     valid = plan_valid(held, library, recipe)
+    templates = [compiled.template for compiled in library.templates]
+    audit = LeakAudit(recipe, dataset, corpus.sids, templates)
+    audit.check_sources(inputs)
+    source = RowSource(recipe, Path(data), Path(tokenizer), Path(users) if users else None)
     with write_artifact(out, step="prompts", recipe=recipe, inputs=inputs) as work:
         key = hash_values(
             [recipe.model_dump(mode="json"), *(a.manifest.digest for a in inputs.values())]
         )
-        _write_split(work.path / "train", corpus, library, train, key)
-        _write_split(work.path / "valid", held, library, valid, key)
+        processes = choose_workers(workers, len(train))
+        rows = stream_tables(source, corpus, library, train, processes)
+        _write_split(work.path / "train", audit.watch("train", rows), library, train, key)
+        rows = stream_tables(replace(source, held=True), held, library, valid)
+        _write_split(work.path / "valid", audit.watch("valid", rows), library, valid, key)
         compiled = library.templates[library.recommend]
+        limit = recipe.max_history_tokens
         prompt = HistoryPrompt(
-            compiled.template, corpus.max_history, corpus.max_text_characters, "recipe"
+            compiled.template,
+            corpus.max_history,
+            corpus.max_text_characters,
+            None if limit is None else TokenLimit(limit, recipe.count_with),
+            source="recipe",
         )
         prompt.save(work.path / RECOMMEND_FILE)
         write_json(work.path / "examples.json", _render_examples(corpus, library, train))
-        work.facts.update(_collect_facts(corpus, library, train, valid))
+        work.facts.update(_collect_facts(corpus, library, train, valid), audit=audit.describe())
         if corpus.user_sids is not None:
             _write_users(corpus, inputs["users"], work.path)
     return work.artifact
@@ -101,7 +119,9 @@ def _write_users(corpus: Corpus, users: Artifact, out: Path) -> None:
     write_json(out / USER_CODES_FILE, {"codebook_sizes": sizes})
 
 
-def _write_split(out: Path, corpus: Corpus, library: Library, plan: RowPlan, key: str) -> None:
+def _write_split(
+    out: Path, tables: Iterator[pa.Table], library: Library, plan: RowPlan, key: str
+) -> None:
     """Write one dataset by way of an Arrow stream, so that memory stays flat."""
     started = time.monotonic()
     stream = out.with_suffix(".arrow")
@@ -109,7 +129,7 @@ def _write_split(out: Path, corpus: Corpus, library: Library, plan: RowPlan, key
         show_progress(f"writing {out.name} rows", total=len(plan), unit="rows") as advance,
         pa.ipc.new_stream(stream, FEATURES.arrow_schema) as writer,
     ):
-        for table in write_tables(corpus, library, plan):
+        for table in tables:
             writer.write_table(table)
             advance(table.num_rows)
     seconds = time.monotonic() - started
@@ -169,6 +189,10 @@ def _collect_facts(
         "templates": _count_templates(library, train),
         "max_history": corpus.max_history,
         "recommend_template": library.templates[library.recommend].template.id,
+        "user_soft": any(
+            "user_soft" in library.templates[place].input.names
+            for place in {*np.unique(train.template).tolist(), library.recommend}
+        ),
     }
 
 

@@ -71,7 +71,7 @@ def test_enough_wordings() -> None:
     assert len({t.id for t in templates}) == len(templates)
     assert len({(t.input, t.target) for t in templates}) == len(templates)
     standard = [t for name in ("sequential", "items") for t in read_templates(find_file(name).path)]
-    by_task = {task: [t for t in standard if t.task == task] for task in TASKS}
+    by_task = {task: [t for t in standard if t.task == task] for task in PromptsRecipe().tasks}
     assert len(by_task["sequential"]) >= 5
     assert len(by_task["item-to-sid"]) >= 3
     assert len(by_task["sid-to-item"]) >= 3

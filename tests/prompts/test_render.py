@@ -148,10 +148,39 @@ def test_bad_histories_are_refused() -> None:
         prompt.render(["i17"], ["x"])
 
 
-def test_a_prompt_cannot_know_more_than_the_history() -> None:
+def test_a_prompt_cannot_know_more_than_the_history_and_the_user() -> None:
     wide = make_template(fields=["title", "sid"], input="{{ title }}")
-    with pytest.raises(TemplateError, match="knows only history, history_titles, not title"):
+    known = "history, history_titles, user_sid, user_soft"
+    with pytest.raises(TemplateError, match=f"knows only {known}, not title"):
         HistoryPrompt(wide, 2, 10)
+
+
+def test_a_prompt_names_its_user() -> None:
+    named = make_template(
+        fields=["user_sid", "user_soft", "history", "sid"],
+        input="{{ user_sid }}{{ user_soft }}: {{ history }}",
+    )
+    prompt = HistoryPrompt(named, max_history=2, max_text_characters=6)
+    assert prompt.needs_user
+    assert prompt.needs_embedding
+    rendered = prompt.render(["<a_1>"], user_sid="<ua_3><ub_0>")
+    assert rendered.text == "<ua_3><ub_0><|genrec_user|>: <a_1>"
+    assert rendered.spans == ()
+    with pytest.raises(DataError, match=r"'<a_3>' is not a user's semantic id"):
+        prompt.render(["<a_1>"], user_sid="<a_3>")
+    with pytest.raises(DataError, match="this user has none in the model"):
+        prompt.render(["<a_1>"])
+
+
+def test_a_prompt_can_do_without_its_user_where_the_template_says_so() -> None:
+    shy = make_template(
+        fields=["user_sid", "history", "sid"],
+        optional=["user_sid"],
+        input="{% if user_sid %}{{ user_sid }}: {% endif %}{{ history }}",
+    )
+    prompt = HistoryPrompt(shy, max_history=2, max_text_characters=6)
+    assert prompt.render(["<a_1>"]).text == "<a_1>"
+    assert not prompt.needs_embedding
 
 
 @pytest.mark.parametrize("folder", [True, False])
