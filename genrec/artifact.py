@@ -47,7 +47,13 @@ class ArtifactWriter:
     """
 
     def __init__(
-        self, path: Path, step: str, recipe: Recipe, inputs: Mapping[str, Artifact], resumable: bool
+        self,
+        path: Path,
+        step: str,
+        recipe: Recipe,
+        inputs: Mapping[str, Artifact],
+        resumable: bool,
+        run: Recipe,
     ) -> None:
         """Describe what will be written; nothing is touched before the block begins."""
         self.path = path
@@ -57,6 +63,7 @@ class ArtifactWriter:
         self._recipe = recipe
         self._inputs = {name: _input_record(artifact) for name, artifact in inputs.items()}
         self._resumable = resumable
+        self._run = run
         self._started = 0.0
         self._artifact: Artifact | None = None
 
@@ -69,7 +76,7 @@ class ArtifactWriter:
     def __enter__(self) -> ArtifactWriter:
         """Clear the directory, or keep the partial run that can be continued."""
         self._started = time.monotonic()
-        key = _run_key(self._step, self._recipe, self._inputs)
+        key = _run_key(self._step, self._run, self._inputs)
         try:
             self.resumed = _prepare_folder(self.path, self._step, key, self._resumable)
         except OSError as error:
@@ -125,6 +132,7 @@ def write_artifact(
     recipe: Recipe,
     inputs: Mapping[str, Artifact] | None = None,
     resumable: bool = False,
+    run: Recipe | None = None,
 ) -> ArtifactWriter:
     """A context manager that writes a step's directory, the manifest when its block ends.
 
@@ -137,11 +145,12 @@ def write_artifact(
         recipe: the resolved recipe.
         inputs: the artefacts that were read, by role.
         resumable: whether the step can go on from a partial run's files.
+        run: what tells a partial run from another besides its inputs; the recipe if unset.
 
     Raises:
         ArtifactError: `out` holds foreign files or cannot be written, or the disk is full.
     """
-    return ArtifactWriter(Path(out), step, recipe, inputs or {}, resumable)
+    return ArtifactWriter(Path(out), step, recipe, inputs or {}, resumable, run or recipe)
 
 
 def _run_key(step: str, recipe: Recipe, inputs: Mapping[str, Mapping[str, str]]) -> str:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
-ROLE_STEPS = {"users": "tokenize", "user_vectors": "embed"}
-"""The step that makes an input, where its role has another name."""
+ROLE_STEPS: dict[str, str | None] = {"users": "tokenize", "user_vectors": "embed", "base": None}
+"""The step that makes an input, where its role has another name; None is more than one step."""
 
 
 class ChainRecipe(Recipe):
@@ -76,7 +76,7 @@ class Step:
 
     Attributes:
         make: from a recipe, the input artefacts by role and a directory to an artefact; `embed` and
-            `tokenize` also take the `engine` that does their heavy work.
+            `tokenize` also take the `engine` that does their heavy work, `prompts` the `workers`.
     """
 
     name: str
@@ -132,7 +132,10 @@ def _make_tokenizer(
 
 
 def _make_instructions(
-    recipe: PromptsRecipe, inputs: Mapping[str, Artifact], out: Path
+    recipe: PromptsRecipe,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    workers: int | None = None,
 ) -> Artifact:
     from genrec.prompts.step import make_instructions  # noqa: PLC0415
 
@@ -143,6 +146,7 @@ def _make_instructions(
         inputs["tokenize"].path,
         out,
         users=users.path if users else None,
+        workers=workers,
     )
 
 
@@ -156,6 +160,7 @@ def _make_model(recipe: TrainRecipe, inputs: Mapping[str, Artifact], out: Path) 
     from genrec.train.step import make_model  # noqa: PLC0415
 
     base = inputs["base"].path if "base" in inputs else recipe.base
+    user_vectors = inputs.get("user_vectors")
     check_base(recipe, "base" in inputs)
     assert base is not None, "check_base has just seen it"
     return make_model(
@@ -165,6 +170,7 @@ def _make_model(recipe: TrainRecipe, inputs: Mapping[str, Artifact], out: Path) 
         inputs["tokenize"].path,
         inputs["data"].path,
         out,
+        user_vectors=user_vectors.path if user_vectors else None,
     )
 
 

@@ -1,6 +1,9 @@
 """What is trained: a LoRA adapter plus the new token rows, or every weight.
 
 Owns preparing a model for training and merging it back into a plain one. Knows nothing of data.
+
+Source: LoRA (arXiv 2106.09685), rsLoRA (2312.03732: scaled by alpha / sqrt(rank)), DoRA
+(2402.09353: size and direction apart), QLoRA (2305.14314: the base in 4 bits); as PEFT has them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,11 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from genrec.errors import ModelError, RecipeError
+from genrec.train.quantized import is_quantized, restore_base
 from genrec.train.recipe import TrainRecipe
+
+ROW_PARAMETER = "trainable_tokens_delta"
+"""What PEFT calls the parameter that holds the token rows."""
 
 
 def prepare_model(model: Any, recipe: TrainRecipe, row_ids: Sequence[int]) -> Any:
@@ -22,8 +29,8 @@ def prepare_model(model: Any, recipe: TrainRecipe, row_ids: Sequence[int]) -> An
 
     Args:
         model: the extended base model; changed in place.
-        recipe: method, rank, alpha, dropout, target_modules, seed.
-        row_ids: the SID token ids, whose rows are trained as rows.
+        recipe: method, rank, alpha, dropout, target_modules, token_rows, seed.
+        row_ids: the SID token ids, whose rows are trained as rows unless they are frozen.
 
     Raises:
         RecipeError: target_modules names no layer of this model.
@@ -37,9 +44,13 @@ def prepare_model(model: Any, recipe: TrainRecipe, row_ids: Sequence[int]) -> An
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
+        use_rslora=recipe.method == "rslora",
+        use_dora=recipe.method == "dora",
         target_modules=_list_targets(recipe),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        trainable_token_indices=_list_rows(model, row_ids),
+        trainable_token_indices=(
+            _list_rows(model, row_ids) if recipe.token_rows == "train" else None
+        ),
     )
     set_seed(recipe.seed)
     try:
@@ -97,9 +108,17 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def merge_adapter(model: Any) -> Any:
-    """The plain Hugging Face model with adapter and token rows merged in; tied stays tied."""
+    """The plain Hugging Face model with adapter and token rows merged in; tied stays tied.
+
+    A base in 4 bits is dequantized and merged in float32 on the CPU, and given back in the number
+    type it had; its logits are those of the adapter on the dequantized base.
+    """
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        if is_quantized(model):
+            dtype = model.get_base_model().dtype
+            model = restore_base(model).merge_and_unload().to(dtype)
+        else:
+            model = model.merge_and_unload()
         model.tie_weights()
     model.config.use_cache = True
     return model.eval()

@@ -1,42 +1,59 @@
 """Opening the checkpoint that training starts from.
 
 Owns which checkpoints are fit: decoder-only, with safe weights and a tokenizer that can pad and end
-a row. Knows nothing of semantic IDs, adapters or the training loop.
+a row; and merging one that is given as an adapter. Knows nothing of semantic IDs, of the adapter
+that is trained, or of the training loop.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as _untyped_logging
 
-from genrec.errors import ModelError
-from genrec.train.recipe import Precision
+from genrec.errors import ModelError, RecipeError
+from genrec.manifest import read_json
+from genrec.prompts.chat import ChatFrame, build_chat
+from genrec.prompts.encode import find_end_token
+from genrec.train.recipe import Precision, TrainRecipe
 
 hf_logging: Any = _untyped_logging
+ADAPTER_FILE = "adapter_config.json"
+SETTINGS_FILE = "genrec.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PROBE_TOKENS = 6
 _PROBE_TOLERANCE = 1e-4
+_MOST_NAMED = 3
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened base model; `source` is the hub name or directory it came from."""
+    """An opened base model.
+
+    Attributes:
+        source: the hub name or directory it came from.
+        model: decoder-only, with a head.
+        tokenizer: its fast tokenizer.
+        chat: what its chat template puts around prompts; None for plain text.
+    """
 
     source: str
     model: Any
     tokenizer: Any
+    chat: ChatFrame | None = None
 
 
 @contextmanager
@@ -55,29 +72,52 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def choose_dtype(precision: Precision) -> torch.dtype:
-    """The number type of the forward pass: bf16 where a GPU has it, else fp32, unless told."""
+    """The number type of the forward pass: bf16 where a GPU has it, else fp32, unless told.
+
+    Raises:
+        RecipeError: fp16 without a GPU.
+    """
     if precision == "auto":
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise RecipeError(
+            "precision fp16 needs a CUDA GPU, whose loss scaler keeps its small range from "
+            "overflowing, and there is none here; use precision: bf16, or fp32"
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
-def load_checkpoint(base: str | Path, dtype: torch.dtype) -> Checkpoint:
+def load_checkpoint(
+    base: str | Path, dtype: torch.dtype, quantization: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """The base model and its tokenizer, ready to be extended.
 
     Args:
-        base: a hub name, a Hugging Face checkpoint directory, or a `genrec base` artefact.
+        base: a hub name, a Hugging Face checkpoint directory, a `genrec base` artefact, or a
+            directory with an adapter, which is merged into the base that it names.
         dtype: the number type of the weights in memory.
+        quantization: further words for `from_pretrained`, from `quantized.quantize_base`.
 
     Raises:
-        ModelError: it cannot be reached or opened, is not decoder-only, or its tokenizer is unfit.
+        ModelError: it cannot be reached or opened, is not decoder-only, its tokenizer is unfit, or
+            an adapter does not fit its base.
     """
+    if _is_adapter(base):
+        if quantization is not None:
+            raise ModelError(
+                f"base model {str(base)!r} is an adapter, which cannot be merged into a base in 4 "
+                f"bits; give a merged checkpoint, or use method: lora"
+            )
+        return _load_adapter(Path(base), dtype)
     source = _locate_base(base)
     with quiet_transformers():
         _check_config(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, **(quantization or {})
+            )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"base model {source!r} cannot be opened: {_first_line(error)}; it needs a config, "
@@ -86,6 +126,134 @@ def load_checkpoint(base: str | Path, dtype: torch.dtype) -> Checkpoint:
     _check_tokenizer(source, tokenizer)
     _check_causal(source, model)
     return Checkpoint(source, model, tokenizer)
+
+
+def load_shape(base: str | Path) -> Checkpoint:
+    """The base model without weights, on the meta device, and its tokenizer.
+
+    Args:
+        base: as for `load_checkpoint`; a directory needs no weights.
+
+    Raises:
+        ModelError: it cannot be reached, is not decoder-only, or its tokenizer is unfit.
+    """
+    if _is_adapter(base):
+        return load_shape(_find_adapted(Path(base)))
+    source = _locate_base(base)
+    with quiet_transformers():
+        _check_config(source)
+        # transformers would make up a tokenizer without words where the files are missing.
+        if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file():
+            raise ModelError(
+                f"base model {source!r} has no tokenizer.json, which rows are counted with; put "
+                f"tokenizer.json and tokenizer_config.json beside config.json"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    _check_tokenizer(source, tokenizer)
+    return Checkpoint(source, model, tokenizer)
+
+
+def frame_prompts(checkpoint: Checkpoint, recipe: TrainRecipe) -> Checkpoint:
+    """The checkpoint with its chat template's frame, where it has one and the recipe wants it.
+
+    Its generation config then ends at the end of a turn too.
+
+    Raises:
+        RecipeError: a system message that the template refuses, or that has no place.
+        ModelError: a template that does not show a message as it is.
+    """
+    chat = build_chat(checkpoint.tokenizer, recipe.system) if recipe.chat == "auto" else None
+    if chat is None:
+        return checkpoint
+    _log.info(
+        "train: prompts stand in the chat template of %s, and answers end with %s (chat: never "
+        "gives plain text)",
+        checkpoint.source,
+        chat.end,
+    )
+    settings = checkpoint.model.generation_config
+    if settings is not None:
+        known = settings.eos_token_id
+        known = known if isinstance(known, list) else [checkpoint.tokenizer.eos_token_id]
+        end = find_end_token(checkpoint.tokenizer, chat)
+        settings.eos_token_id = list(dict.fromkeys([end, *known]))
+    return replace(checkpoint, chat=chat)
+
+
+def _is_adapter(base: str | Path) -> bool:
+    return (Path(base) / ADAPTER_FILE).is_file() and not (Path(base) / "config.json").is_file()
+
+
+def _load_adapter(adapter: Path, dtype: torch.dtype) -> Checkpoint:
+    """The adapter's base with the adapter merged into it."""
+    name = _find_adapted(adapter)
+    try:
+        checkpoint = load_checkpoint(name, dtype)
+    except ModelError as error:
+        raise ModelError(
+            f"base model {str(adapter)!r} is an adapter over {name!r}, which cannot be opened "
+            f"({error}); put that model there, or merge the adapter where it is and give the result"
+        ) from error
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    try:
+        with quiet_transformers():
+            if (adapter / "tokenizer_config.json").is_file():
+                tokenizer = AutoTokenizer.from_pretrained(adapter)
+                if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+                    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Found missing adapter keys")
+                adapted = PeftModel.from_pretrained(model, adapter)
+            strange = _find_strange(adapted, adapter)
+            merged = adapted.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        strange = [_first_line(error)]
+    if strange:
+        raise ModelError(
+            f"adapter {str(adapter)!r} does not fit {name!r}, the base that it names: "
+            f"{', '.join(strange[:_MOST_NAMED])}; it was made for another architecture or "
+            f"vocabulary: correct base_model_name_or_path in its {ADAPTER_FILE}, or give the base "
+            f"itself"
+        )
+    merged.tie_weights()
+    _check_tokenizer(str(adapter), tokenizer)
+    _log.info("train: the adapter %s is merged into its base %s", adapter, name)
+    return Checkpoint(str(adapter), merged, tokenizer)
+
+
+def _find_adapted(adapter: Path) -> str:
+    """The base that an adapter names, as a path beside it where there is one."""
+    if (adapter.parent / SETTINGS_FILE).is_file():
+        raise ModelError(
+            f"base model {str(adapter)!r} is the adapter of a genrec model; give "
+            f"{str(adapter.parent)!r}, which has it merged already"
+        )
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"base model {str(adapter)!r} is an adapter without adapter_model.safetensors (pickled "
+            f"weights are refused); save it with PEFT's save_pretrained"
+        )
+    name = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
+    if not name:
+        raise ModelError(
+            f"base model {str(adapter)!r} is an adapter that names no base model; write it into "
+            f"base_model_name_or_path of its {ADAPTER_FILE}, or give the base itself"
+        )
+    beside = adapter / name
+    return str(beside if (beside / "config.json").is_file() else name)
+
+
+def _find_strange(adapted: PeftModel, adapter: Path) -> list[str]:
+    """Weights of the adapter that its base has no place for, and places that it has none for."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as weights:
+        found = set(weights.keys())
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    extra = sorted(name for name in found - wanted if ".lora_" in name)
+    return [f"no layer for {name}" for name in extra] + [
+        f"no weights for {name}" for name in sorted(wanted - found)
+    ]
 
 
 def _locate_base(base: str | Path) -> str:
@@ -167,11 +335,19 @@ def _check_tokenizer(source: str, tokenizer: Any) -> None:
 
 def read_catalogue_digest(source: str) -> str | None:
     """The digest of the catalogue a genrec model was trained on; None for any other checkpoint."""
-    path = Path(source) / "genrec.json"
-    if not path.is_file():
-        return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return str(values["catalogue_digest"])
+    value = read_settings(source).get("catalogue_digest")
+    return None if value is None else str(value)
+
+
+def read_settings(source: str) -> dict[str, Any]:
+    """What `genrec.json` says of a genrec model; empty for any other checkpoint.
+
+    For an adapter it is what that of its base says.
+    """
+    if _is_adapter(source):
+        source = _find_adapted(Path(source))
+    path = Path(source) / SETTINGS_FILE
+    return read_json(path) if path.is_file() else {}
 
 
 def _first_line(error: BaseException) -> str:

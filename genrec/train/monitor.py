@@ -1,7 +1,7 @@
 """Watching a training run.
 
-Owns progress, the log file, and every reason to stop early: no better validation loss, time spent,
-a loss that is not finite. Keeps no state of its own that a resumed run would miss: all is read from
+Owns progress, the log file, and every reason to stop early: no better validation, time spent, a
+loss that is not finite. Keeps no state of its own that a resumed run would miss: all is read from
 the Trainer's history.
 """
 
@@ -22,7 +22,8 @@ from genrec.errors import ModelError, RecipeError
 from genrec.manifest import read_json, write_json
 from genrec.recipe import suggest_name
 from genrec.train.recipe import TrainRecipe
-from genrec.train.settings import count_interval
+from genrec.train.settings import count_interval, name_score
+from genrec.train.tally import group_figures
 
 _CLOCK_FILE = "clock.json"
 _LOG_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -50,10 +51,14 @@ def check_trackers(names: Sequence[str]) -> None:
 class Monitor(TrainerCallback):
     """Shows, logs and stops a run; one for each run."""
 
-    def __init__(self, recipe: TrainRecipe, log_file: Path, n_updates: int) -> None:
-        """Watch a run of `n_updates` updates, with its log in `log_file`."""
+    def __init__(
+        self, recipe: TrainRecipe, log_file: Path, n_updates: int, n_passes: int = 1
+    ) -> None:
+        """Watch a run of `n_updates` updates over rows of so many passes; its log is `log_file`."""
         self.advance: Callable[..., None] = lambda *_args, **_words: None
         self._recipe = recipe
+        self._n_passes = n_passes
+        self._score = name_score(recipe)
         self._log_file = log_file
         self._save_interval = (
             count_interval(recipe.save_every, n_updates) if recipe.save_every else None
@@ -105,7 +110,7 @@ class Monitor(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Write a line, and raise if the loss is not finite."""
+        """Write a line, warn of updates that overflow, and raise if the loss is not finite."""
         values = {"step": state.global_step, **(logs or {})}
         if "loss" not in values and "eval_loss" not in values:
             return
@@ -114,26 +119,46 @@ class Monitor(TrainerCallback):
             raise ModelError(
                 f"the loss is {loss} at update {state.global_step}; lower learning_rate (now "
                 f"{self._recipe.learning_rate:g}) or raise warmup, set gradient_clip: 1.0, and use "
-                f"precision: fp32 if it happens again. The last checkpoint is from before it"
+                f"{self._advise_precision()} if it happens again. The last checkpoint is from "
+                f"before it"
             )
+        if self._recipe.precision == "fp16" and not math.isfinite(values.get("grad_norm", 0.0)):
+            # The loss scaler leaves such an update out and halves its scale. A few are its way of
+            # finding the scale; NaN is no number that JSON has.
+            _log.warning(
+                "train: gradients overflowed fp16 at update %d, which is left out; if this goes "
+                "on, use %s",
+                state.global_step,
+                self._advise_precision(),
+            )
+            del values["grad_norm"]
         self._note = f"loss {loss:.4f}" if "loss" in values else self._note
         if state.is_world_process_zero:
-            line = {key: values[key] for key in _LOG_KEYS if key in values}
-            line["tokens"] = int(state.num_input_tokens_seen)
-            with self._log_file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            self._write_line(values, state)
+
+    def _write_line(self, values: dict[str, float], state: TrainerState) -> None:
+        known = dict.fromkeys((*_LOG_KEYS, self._score))
+        line: dict[str, Any] = {key: values[key] for key in known if key in values}
+        # The Trainer's epoch goes over the rows of all passes.
+        line["epoch"] = values["epoch"] * self._n_passes
+        line["tokens"] = int(state.num_input_tokens_seen)
+        line |= {"tasks": tasks} if (tasks := group_figures(values)) else {}
+        with self._log_file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Say the validation loss, and stop once it has not improved for `patience` times."""
-        losses = _list_eval_losses(state)
+        """Say how validation went, and stop once it was no better for `patience` times."""
+        losses = _list_scores(state, "eval_loss")
         _log.info("train: update %d, validation loss %.4f", state.global_step, losses[-1])
         if self.has_stopped(state):
+            scores = _list_scores(state, self._score)
             _log.info(
-                "train: no better validation loss for %d times; stopping, the best was %.4f",
+                "train: no better validation %s for %d times; stopping, the best was %.4f",
+                self._recipe.stop_metric,
                 self._recipe.patience,
-                min(losses),
+                scores[self._find_best(scores)],
             )
             control.should_training_stop = True
 
@@ -145,18 +170,32 @@ class Monitor(TrainerCallback):
             write_json(Path(str(args.output_dir)) / _CLOCK_FILE, {"seconds": self._seconds()})
 
     def has_stopped(self, state: TrainerState) -> bool:
-        """Whether the last `patience` validations brought no better loss."""
-        losses = _list_eval_losses(state)
-        if not losses or not self._recipe.patience:
+        """Whether the last `patience` validations were no better than one before."""
+        scores = _list_scores(state, self._score)
+        if not scores or not self._recipe.patience:
             return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self._recipe.patience
+        return len(scores) - 1 - self._find_best(scores) >= self._recipe.patience
+
+    def find_loss(self, state: TrainerState) -> float | None:
+        """The validation loss of the best weights; None without validation."""
+        scores = _list_scores(state, self._score)
+        return _list_scores(state, "eval_loss")[self._find_best(scores)] if scores else None
+
+    def _find_best(self, scores: list[float]) -> int:
+        """The first of the best, which is the one that the Trainer keeps."""
+        return scores.index(min(scores) if self._recipe.stop_metric == "loss" else max(scores))
+
+    def _advise_precision(self) -> str:
+        if self._recipe.precision == "fp16":
+            return "precision: bf16 (its range is that of fp32) or fp32"
+        return "precision: fp32"
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started
 
 
-def _list_eval_losses(state: TrainerState) -> list[float]:
-    return [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+def _list_scores(state: TrainerState, name: str) -> list[float]:
+    return [entry[name] for entry in state.log_history if name in entry]
 
 
 def _read_lines(path: Path, last_step: int) -> list[str]:

@@ -237,14 +237,30 @@ class TrainRecipe(Recipe):
         problems = []
         if self.method == "full" and self.token_rows == "frozen":
             problems.append("token_rows: frozen needs an adapter; method full trains every row")
+        if self.method == "full" and (self.row_warmup or self.row_learning_rate):
+            problems.append(
+                "row_warmup and row_learning_rate need an adapter; with method full the token rows "
+                "are part of matrices that learn as a whole"
+            )
         if self.token_rows == "frozen" and (self.row_warmup or self.row_learning_rate):
             problems.append("row_warmup and row_learning_rate need token_rows: train")
         if self.export_base and self.method == "full":
-            problems.append("export_base needs an adapter (method lora, rslora, dora or qlora)")
+            problems.append("export_base needs an adapter (method lora, rslora or qlora)")
+        if self.export_base and self.method == "dora":
+            problems.append(
+                "export_base does not go with method dora, whose adapters vLLM 0.32 refuses; use "
+                "method rslora or lora, or export_base: false and serve the merged checkpoint"
+            )
         if self.stop_metric != "loss" and not _METRIC.fullmatch(self.stop_metric):
             problems.append(
                 f"stop_metric {self.stop_metric!r} must be loss, HR@k or NDCG@k, such as NDCG@10"
             )
+        if self.stop_metric != "loss" and self.eval_every == 0:
+            problems.append(
+                f"stop_metric {self.stop_metric} is measured at validations; set eval_every above 0"
+            )
+        if self.system and self.chat == "never":
+            problems.append("system stands in a chat template; it needs chat: auto")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -19,21 +19,40 @@ import torch
 from accelerate import PartialState
 
 from genrec.artifact import Artifact, check_input, load_artifact, write_artifact
+from genrec.decode.soft_users import detach_users, save_users
+from genrec.decode.trie import Trie
 from genrec.errors import ModelError, RecipeError
 from genrec.manifest import MANIFEST, write_json
+from genrec.prompts.render import USERS_FILE
 from genrec.train.adapter import count_parameters, prepare_model
 from genrec.train.checkpoint import (
     Checkpoint,
     choose_dtype,
+    frame_prompts,
     load_checkpoint,
     read_catalogue_digest,
+    read_settings,
 )
-from genrec.train.export import Catalogue, export_model, read_catalogue
+from genrec.train.delta import BASE_FOLDER, locate_base
+from genrec.train.export import Account, Catalogue, export_model, read_catalogue
+from genrec.train.monitor import check_trackers
+from genrec.train.out_of_memory import name_run
+from genrec.train.processes import start_processes
+from genrec.train.quantized import check_layers, check_quantization, quantize_base
 from genrec.train.recipe import TrainRecipe
-from genrec.train.rows import EncodedRows, encode_rows
-from genrec.train.settings import CHECKPOINTS
+from genrec.train.rows import EncodedRows
+from genrec.train.settings import CHECKPOINTS, name_score
 from genrec.train.sft import TrainedModel, train_rows
-from genrec.train.vocabulary import extend_vocabulary
+from genrec.train.soft_users import (
+    TrainedUsers,
+    add_projector,
+    check_soft_users,
+    read_soft_users,
+)
+from genrec.train.splits import encode_splits
+from genrec.train.stopping import StopMetric, ask_users
+from genrec.train.users import UserVocabulary, read_users
+from genrec.train.vocabulary import Extension, extend_vocabulary
 
 _BASE_FILE = ".base.json"
 _log = logging.getLogger(__name__)
@@ -41,17 +60,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The artefacts that training reads; `base` only if it is one."""
+    """The artefacts that training reads; `base` only if it is one, `user_vectors` if given."""
 
     data: Artifact
     tokenize: Artifact
     prompts: Artifact
     base: Artifact | None
+    user_vectors: Artifact | None
 
     def by_role(self) -> dict[str, Artifact]:
         """As the manifest keeps them."""
         roles = {"data": self.data, "tokenize": self.tokenize, "prompts": self.prompts}
-        return roles | ({"base": self.base} if self.base is not None else {})
+        more = {"base": self.base, "user_vectors": self.user_vectors}
+        return roles | {role: artifact for role, artifact in more.items() if artifact is not None}
 
 
 def make_model(
@@ -61,6 +82,8 @@ def make_model(
     tokenizer: Path,
     data: Path,
     out: Path,
+    *,
+    user_vectors: Path | None = None,
 ) -> Artifact:
     """Tune a base model on instructions and export it, resuming a killed run of the same recipe.
 
@@ -73,6 +96,7 @@ def make_model(
         tokenizer: the tokenize step's artefact that the instructions were made with.
         data: the data step's artefact.
         out: the model directory.
+        user_vectors: an embeddings artefact of the data's users, for soft_user_tokens.
 
     Raises:
         ArtifactError: an input is missing, or the inputs do not belong together.
@@ -80,15 +104,20 @@ def make_model(
         ModelError: the base is unfit, the loss is not finite, or memory runs out.
         DataError: there is nothing to train on.
     """
+    start_processes()
     base = base or recipe.base
     if base is None:
         raise RecipeError(
             "no base model: run `genrec base` and give its directory, or set base: in the train "
             "recipe to a checkpoint directory or a hub name such as Qwen/Qwen3-0.6B"
         )
-    inputs = _load_inputs(recipe, base, instructions, tokenizer, data)
+    check_trackers(recipe.report_to)
+    choose_dtype(recipe.precision)
+    inputs = _load_inputs(recipe, base, instructions, tokenizer, data, user_vectors)
+    check_soft_users(recipe, inputs.prompts, user_vectors)
     catalogue = read_catalogue(data, tokenizer, _read_codebook_sizes(tokenizer))
-    checkpoint = _open_base(base, recipe, catalogue)
+    users = read_users(instructions, inputs.data)
+    checkpoint = _open_base(_choose_base(base, recipe), recipe, catalogue, users)
     extension = extend_vocabulary(
         checkpoint.model,
         checkpoint.tokenizer,
@@ -97,22 +126,42 @@ def make_model(
         catalogue.codes,
         noise=recipe.row_noise,
         seed=recipe.seed,
+        users=users,
     )
-    rows, valid_rows = _encode_splits(recipe, checkpoint, instructions)
+    _check_rows(extension, checkpoint, recipe)
+    soft = None
+    if user_vectors is not None:
+        soft = read_soft_users(recipe, checkpoint.model, checkpoint.tokenizer, data, user_vectors)
+    rows, valid_rows = encode_splits(recipe, checkpoint, instructions, soft)
     model = prepare_model(checkpoint.model, recipe, extension.flat_ids())
+    if soft is not None:
+        add_projector(model, soft, recipe.seed)
+    stop = _build_stop(recipe, model, checkpoint, extension, catalogue, inputs, soft)
     with _write_shared(out, recipe, inputs) as (folder, facts):
         _forget_other_base(folder, checkpoint.source)
         trained = train_rows(
-            model, checkpoint.tokenizer.pad_token_id, rows, valid_rows, recipe, folder
+            model, checkpoint.tokenizer.pad_token_id, rows, valid_rows, recipe, folder, stop, soft
         )
-        facts.update(_describe(trained, checkpoint, recipe, rows))
+        facts.update(_describe(trained, checkpoint, inputs, recipe, rows))
         if PartialState().is_main_process:
-            _export(trained, checkpoint, catalogue, inputs, recipe, folder)
+            if users is not None:
+                shutil.copyfile(instructions / USERS_FILE, folder / USERS_FILE)
+            if soft is not None:
+                _write_soft_users(trained.model, soft, folder)
+            account = Account(_choose_settings(checkpoint, inputs, recipe, users), recipe, facts)
+            export_model(
+                trained.model, checkpoint.tokenizer, catalogue, inputs.prompts, account, folder
+            )
     return load_artifact(out, step="train", verify=False)
 
 
 def _load_inputs(
-    recipe: TrainRecipe, base: str | Path, instructions: Path, tokenizer: Path, data: Path
+    recipe: TrainRecipe,
+    base: str | Path,
+    instructions: Path,
+    tokenizer: Path,
+    data: Path,
+    user_vectors: Path | None,
 ) -> _Inputs:
     is_artifact = str(base) != recipe.base and (Path(base) / MANIFEST).is_file()
     inputs = _Inputs(
@@ -120,6 +169,7 @@ def _load_inputs(
         tokenize=load_artifact(tokenizer, step="tokenize"),
         prompts=load_artifact(instructions, step="prompts"),
         base=load_artifact(base) if is_artifact else None,
+        user_vectors=load_artifact(user_vectors, step="embed") if user_vectors else None,
     )
     check_input(inputs.prompts, "data", inputs.data)
     check_input(inputs.prompts, "tokenize", inputs.tokenize)
@@ -131,10 +181,37 @@ def _read_codebook_sizes(tokenizer: Path) -> list[int]:
     return [int(size) for size in config["codebook_sizes"]]
 
 
-def _open_base(base: str | Path, recipe: TrainRecipe, catalogue: Catalogue) -> Checkpoint:
+def _choose_base(base: str | Path, recipe: TrainRecipe) -> str | Path:
+    """What to start from: of a model directory its `base/`, for an adapter over frozen rows."""
+    if recipe.token_rows != "frozen":
+        return base
+    inner = Path(base) / BASE_FOLDER
+    chosen = inner if (inner / "config.json").is_file() else base
+    _log.info("train: the adapter builds on %s, whose token rows stay as they are", chosen)
+    return chosen
+
+
+def _check_rows(extension: Extension, checkpoint: Checkpoint, recipe: TrainRecipe) -> None:
+    """Raise where frozen token rows are rows that nothing has trained."""
+    if recipe.token_rows == "frozen" and extension.is_new:
+        raise ModelError(
+            f"token_rows: frozen needs a base that has learnt the semantic-ID tokens, and "
+            f"{checkpoint.source!r} lacks them; train it first with export_base: true and give "
+            f"that directory, or set token_rows: train"
+        )
+
+
+def _open_base(
+    base: str | Path, recipe: TrainRecipe, catalogue: Catalogue, users: UserVocabulary | None
+) -> Checkpoint:
     dtype = choose_dtype(recipe.precision)
-    # Full tuning keeps fp32 master weights under autocast; LoRA leaves the frozen ones in bf16.
-    checkpoint = load_checkpoint(base, torch.float32 if recipe.method == "full" else dtype)
+    if recipe.method == "qlora":
+        check_quantization()
+        checkpoint = load_checkpoint(base, dtype, quantize_base(dtype))
+        check_layers(checkpoint.model)
+    else:
+        # Full tuning keeps fp32 master weights under autocast; LoRA's frozen ones may be in bf16.
+        checkpoint = load_checkpoint(base, torch.float32 if recipe.method == "full" else dtype)
     digest = read_catalogue_digest(checkpoint.source)
     if digest is not None and digest != catalogue.digest:
         raise ModelError(
@@ -142,35 +219,46 @@ def _open_base(base: str | Path, recipe: TrainRecipe, catalogue: Catalogue) -> C
             f"semantic IDs mean other items; start from the model before that, or use the "
             f"tokenizer artefact it was trained with"
         )
-    return checkpoint
+    named = read_settings(checkpoint.source).get("user_digest")
+    if users is not None and named is not None and named != users.digest:
+        raise ModelError(
+            f"base model {checkpoint.source!r} was trained by genrec on other users, whom its user "
+            f"tokens mean; start from the model before that, or use the users' tokenizer it was "
+            f"trained with"
+        )
+    return frame_prompts(checkpoint, recipe)
 
 
-def _encode_splits(
-    recipe: TrainRecipe, checkpoint: Checkpoint, instructions: Path
-) -> tuple[EncodedRows, EncodedRows | None]:
-    tokenizer = checkpoint.tokenizer
-    rows = encode_rows(
-        tokenizer, _load_split(instructions / "train"), recipe.max_tokens, "training"
+def _build_stop(
+    recipe: TrainRecipe,
+    model: Any,
+    checkpoint: Checkpoint,
+    extension: Extension,
+    catalogue: Catalogue,
+    inputs: _Inputs,
+    soft: TrainedUsers | None,
+) -> StopMetric | None:
+    """What early stopping goes by besides the loss; None where it is the loss."""
+    if recipe.stop_metric == "loss":
+        return None
+    questions = ask_users(
+        recipe,
+        inputs.data,
+        inputs.prompts.path,
+        catalogue,
+        checkpoint.tokenizer,
+        chat=checkpoint.chat,
+        vectors=None if soft is None else soft.known,
     )
-    valid = _load_split(instructions / "valid")
-    if len(valid) == 0 or recipe.eval_every == 0:
-        _log.info("train: no validation; the last weights are kept")
-        return rows, None
-    if len(valid) > recipe.eval_rows:
-        random = np.random.default_rng(recipe.seed)
-        chosen = random.choice(len(valid), size=recipe.eval_rows, replace=False)
-        valid = valid.select(np.sort(chosen))
-    encoded = encode_rows(tokenizer, valid, recipe.max_tokens, "validation")
-    return rows, encoded.select(np.argsort(encoded.lengths, kind="stable"))
+    trie = Trie.from_codes(catalogue.codes.astype(np.int64))
+    return StopMetric(recipe.stop_metric, model, trie, extension.token_ids, questions)
 
 
-def _load_split(folder: Path) -> Any:
-    """The split's `datasets.Dataset`; an empty list where it has no rows."""
-    from datasets import load_from_disk  # noqa: PLC0415  (slow to import, needed only here)
-
-    # datasets 5.2 writes a data set of no rows without files, and then cannot open it.
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return load_from_disk(str(folder)) if state["_data_files"] else []
+def _write_soft_users(model: Any, soft: TrainedUsers, folder: Path) -> None:
+    """Write the projector with the users it knows; the checkpoint beside it is a plain one."""
+    projector = detach_users(model)
+    assert projector is not None, "add_projector has put it there"
+    save_users(projector, soft.known, folder)
 
 
 @contextmanager
@@ -186,7 +274,12 @@ def _write_shared(
         state.wait_for_everyone()
         return
     writer = write_artifact(
-        out, step="train", recipe=recipe, inputs=inputs.by_role(), resumable=True
+        out,
+        step="train",
+        recipe=recipe,
+        inputs=inputs.by_role(),
+        resumable=True,
+        run=name_run(recipe),
     )
     with writer as work:
         state.wait_for_everyone()
@@ -211,7 +304,11 @@ def _forget_other_base(folder: Path, source: str) -> None:
 
 
 def _describe(
-    trained: TrainedModel, checkpoint: Checkpoint, recipe: TrainRecipe, rows: EncodedRows
+    trained: TrainedModel,
+    checkpoint: Checkpoint,
+    inputs: _Inputs,
+    recipe: TrainRecipe,
+    rows: EncodedRows,
 ) -> dict[str, Any]:
     total, trainable = count_parameters(trained.model)
     _log.info(
@@ -230,23 +327,42 @@ def _describe(
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
         "best_eval_loss": trained.best_eval_loss,
+        "tasks": trained.tasks,
+        f"best_{name_score(recipe)}": trained.best_score,
         "parameters": total,
         "trained_parameters": trainable,
+        **_describe_inputs(inputs),
     }
 
 
-def _export(
-    trained: TrainedModel,
-    checkpoint: Checkpoint,
-    catalogue: Catalogue,
-    inputs: _Inputs,
-    recipe: TrainRecipe,
-    folder: Path,
-) -> None:
-    settings = {
-        "base": checkpoint.source,
+def _choose_settings(
+    checkpoint: Checkpoint, inputs: _Inputs, recipe: TrainRecipe, users: UserVocabulary | None
+) -> dict[str, Any]:
+    """What `genrec.json` says besides the catalogue."""
+    return {
+        "base": locate_base(checkpoint.source),
         "method": recipe.method,
+        "domain": recipe.domain,
+        "chat": None if checkpoint.chat is None else checkpoint.chat.as_record(),
+        "user_digest": None if users is None else users.digest,
         "data_digest": inputs.data.manifest.digest,
         "tokenizer_digest": inputs.tokenize.manifest.digest,
     }
-    export_model(trained.model, checkpoint.tokenizer, catalogue, inputs.prompts, settings, folder)
+
+
+def _describe_inputs(inputs: _Inputs) -> dict[str, Any]:
+    """What the card tells of data and instructions, as far as their manifests say it."""
+    data, prompts = inputs.data.manifest, inputs.prompts.manifest
+    return {
+        "data": {
+            "source": data.recipe.get("source"),
+            "users": data.facts.get("n_users"),
+            "items": data.facts.get("n_items"),
+            "interactions": data.facts.get("n_interactions"),
+            "split": data.facts.get("split"),
+        },
+        "instructions": {
+            "tasks": prompts.facts.get("tasks", {}).get("train"),
+            "templates": len(prompts.facts.get("templates", {})) or None,
+        },
+    }

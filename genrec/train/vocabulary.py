@@ -1,7 +1,7 @@
 """Semantic-ID tokens in a language model's vocabulary.
 
-Owns how SID tokens enter the tokenizer and where their rows start. Knows nothing of adapters or of
-how the rows are trained.
+Owns how SID tokens, of items and of users, enter the tokenizer and where their rows start. Knows
+nothing of adapters or of how the rows are trained.
 
 Source: LC-Rec and TIGER add the tokens with random rows; starting from the mean of the text they
 encode is DESIGN.md's rule.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken
 
 from genrec.errors import ModelError
-from genrec.tokenizers.sid_text import format_token
+from genrec.tokenizers.sid_text import USER_PREFIX, format_token
+from genrec.train.users import UserVocabulary
 
-_SID_TOKEN = re.compile(r"<[a-z]_\d+>")
+_TOKENS = {"": re.compile(r"<[a-z]_\d+>"), USER_PREFIX: re.compile(r"<u[a-z]_\d+>")}
+_KINDS = {"": "semantic-ID", USER_PREFIX: "user"}
 _TEXT_TOKENS = 128
 _ITEMS_A_CHUNK = 2048
 _log = logging.getLogger(__name__)
@@ -35,16 +37,25 @@ LevelTokens = tuple[NDArray[np.int64], ...]
 class Extension:
     """SID tokens in a tokenizer.
 
-    Shapes:
-        token_ids: L arrays of (K,) int64, the token id of each code of a level.
+    Attributes:
+        token_ids: of items; L arrays of (K,) int64, the token id of each code of a level.
+        added: whether the items' are new.
+        users: the same of users, where the instructions name them by semantic id.
     """
 
     token_ids: LevelTokens
     added: bool
+    users: Extension | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether any of the tokens, of items or users, are new."""
+        return self.added or (self.users is not None and self.users.added)
 
     def flat_ids(self) -> list[int]:
-        """All SID token ids, ascending."""
-        return sorted(int(token) for level in self.token_ids for token in level)
+        """All SID token ids, those of users too, ascending."""
+        own = [int(token) for level in self.token_ids for token in level]
+        return sorted(own + (self.users.flat_ids() if self.users else []))
 
 
 def extend_vocabulary(
@@ -56,12 +67,14 @@ def extend_vocabulary(
     *,
     noise: float,
     seed: int,
+    users: UserVocabulary | None = None,
 ) -> Extension:
     """The SID tokens of every level and code, in tokenizer and model, unless they are all there.
 
     A new row of level l and code c is the mean, over the items with that code, of the mean row of
-    their text, plus noise; codes that no item has start from the mean over all items. An untied
-    head gets its rows the same way from its own matrix.
+    their text, plus noise; codes that no item has start from the mean over all items. A user's
+    code starts from the same mean over what its users chose for training. An untied head gets its
+    rows the same way from its own matrix.
 
     Args:
         model: a decoder-only model; changed in place.
@@ -71,6 +84,7 @@ def extend_vocabulary(
         codes: item codes; row i is that of text i.
         noise: standard deviation of the noise, as a share of that of the text rows.
         seed: for the noise.
+        users: adds their tokens too; None where no row names a user by semantic id.
 
     Shapes:
         codes: (N, L) int32.
@@ -82,7 +96,10 @@ def extend_vocabulary(
     first_new = len(tokenizer)
     tokens, offsets = _encode_texts(tokenizer, texts)
     extension = extend_tokenizer(tokenizer, codebook_sizes)
-    if not extension.added:
+    if users is not None:
+        named = extend_tokenizer(tokenizer, users.codebook_sizes, prefix=USER_PREFIX)
+        extension = replace(extension, users=named)
+    if not extension.is_new:
         _log.info("train: the base model has this vocabulary already; its token rows are kept")
         return extension
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -96,36 +113,51 @@ def extend_vocabulary(
     for matrix in matrices:
         means = _average_texts(matrix[:first_new], tokens, offsets)
         spread = float(matrix[:first_new].detach().float().std()) * noise
-        _start_rows(matrix, means, extension, codes, spread, generator)
+        everything = means.mean(0)
+        if extension.added:
+            rows = _average_codes(means, codes, extension.token_ids, everything)
+            _start_rows(matrix, extension.token_ids, rows, spread, generator)
+        if users is not None and extension.users is not None and extension.users.added:
+            chosen = _average_choices(means, users)
+            rows = _average_codes(chosen, users.codes, extension.users.token_ids, everything)
+            _start_rows(matrix, extension.users.token_ids, rows, spread, generator)
     _log.info(
         "train: %d new token rows, %s head",
-        len(extension.flat_ids()),
+        len(tokenizer) - first_new,
         "tied" if len(matrices) == 1 else "untied",
     )
     return extension
 
 
-def extend_tokenizer(tokenizer: Any, codebook_sizes: Sequence[int]) -> Extension:
+def extend_tokenizer(
+    tokenizer: Any, codebook_sizes: Sequence[int], *, prefix: str = ""
+) -> Extension:
     """The SID tokens, added to `tokenizer` in place unless they are all there.
 
     They are ordinary added tokens: decoders skip special ones, and neither text normalisation nor
     neighbouring characters may change how they are read.
 
+    Args:
+        tokenizer: a fast tokenizer.
+        codebook_sizes: K of each level.
+        prefix: empty for items' tokens, `USER_PREFIX` for users'.
+
     Raises:
-        ModelError: other SID tokens are there already, or the tokenizer splits ours.
+        ModelError: other tokens of this kind are there already, or the tokenizer splits ours.
     """
     levels = [
-        [format_token(level, code) for code in range(size)]
+        [format_token(level, code, prefix) for code in range(size)]
         for level, size in enumerate(codebook_sizes)
     ]
     wanted = [token for level in levels for token in level]
-    present = {token for token in tokenizer.get_added_vocab() if _SID_TOKEN.fullmatch(token)}
+    kind = _TOKENS[prefix]
+    present = {token for token in tokenizer.get_added_vocab() if kind.fullmatch(token)}
     if present and present != set(wanted):
         raise ModelError(
-            f"the base model already has {len(present):,} semantic-ID tokens of another vocabulary "
-            f"(this tokenizer artefact has {len(wanted):,}, {len(present & set(wanted)):,} of them "
-            f"in common); start from the model before it was extended, or use the tokenizer "
-            f"artefact it was extended with"
+            f"the base model already has {len(present):,} {_KINDS[prefix]} tokens of another "
+            f"vocabulary (this tokenizer artefact has {len(wanted):,}, "
+            f"{len(present & set(wanted)):,} of them in common); start from the model before it "
+            f"was extended, or use the tokenizer artefact it was extended with"
         )
     if not present:
         tokenizer.add_tokens([_plain_token(token) for token in wanted])
@@ -193,20 +225,43 @@ def _average_texts(
 
 
 @torch.no_grad()
+def _average_choices(means: torch.Tensor, users: UserVocabulary) -> torch.Tensor:
+    """The mean over what each user chose, (U, D) float32."""
+    return torch.nn.functional.embedding_bag(
+        torch.from_numpy(users.item_index).to(means.device),
+        means,
+        torch.from_numpy(users.offsets[:-1]).to(means.device),
+        mode="mean",
+    )
+
+
+@torch.no_grad()
+def _average_codes(
+    means: torch.Tensor,
+    codes: NDArray[np.int32],
+    token_ids: LevelTokens,
+    everything: torch.Tensor,
+) -> list[torch.Tensor]:
+    """For each level the (K, D) mean over those with a code; `everything` where nobody has it."""
+    levels = []
+    for level, ids in enumerate(token_ids):
+        code = torch.from_numpy(codes[:, level].astype(np.int64)).to(means.device)
+        sums = torch.zeros(len(ids), means.shape[1], device=means.device)
+        sums.index_add_(0, code, means)
+        counts = torch.bincount(code, minlength=len(ids))[:, None]
+        levels.append(torch.where(counts > 0, sums / counts.clamp(min=1), everything))
+    return levels
+
+
+@torch.no_grad()
 def _start_rows(
     matrix: torch.Tensor,
-    means: torch.Tensor,
-    extension: Extension,
-    codes: NDArray[np.int32],
+    token_ids: LevelTokens,
+    levels: Sequence[torch.Tensor],
     spread: float,
     generator: torch.Generator,
 ) -> None:
-    for level, ids in enumerate(extension.token_ids):
-        code = torch.from_numpy(codes[:, level].astype(np.int64)).to(matrix.device)
-        sums = torch.zeros(len(ids), means.shape[1], device=matrix.device)
-        sums.index_add_(0, code, means)
-        counts = torch.bincount(code, minlength=len(ids))[:, None]
-        rows = torch.where(counts > 0, sums / counts.clamp(min=1), means.mean(0))
+    for ids, rows in zip(token_ids, levels, strict=True):
         shake = torch.randn(rows.shape, generator=generator).to(matrix.device) * spread
         matrix[torch.from_numpy(ids).to(matrix.device)] = (rows + shake).to(matrix.dtype)
 

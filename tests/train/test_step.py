@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,30 +249,3 @@ def test_validation_rows_are_sampled_and_data_without_titles_works(
         recipe, bases("qwen3"), rows.path, tokenizer.path, data.path, tmp_path / "model"
     )
     assert artifact.manifest.facts["best_eval_loss"] > 0
-
-
-@pytest.mark.slow
-def test_two_processes_write_one_model(
-    bases: Callable[[str], Path], inputs: Inputs, short: TrainRecipe, tmp_path: Path
-) -> None:
-    script = tmp_path / "launch.py"
-    script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from genrec.train.recipe import TrainRecipe\n"
-        "from genrec.train.step import make_model\n"
-        "recipe, base, *folders = sys.argv[1:]\n"
-        "make_model(TrainRecipe.model_validate_json(recipe), base, *map(Path, folders))\n"
-    )
-    arguments = [short.model_dump_json(), bases("qwen3"), inputs.instructions, inputs.tokenizer]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    subprocess.run(
-        [*launcher, str(script), *map(str, [*arguments, inputs.data, tmp_path / "model"])],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-        timeout=240,
-    )
-    artifact = load_artifact(tmp_path / "model", step="train")
-    assert artifact.manifest.facts["updates"] == 3
-    AutoModelForCausalLM.from_pretrained(artifact.path)

@@ -1,4 +1,4 @@
-"""SID tokens in tokenizers and models."""
+"""SID tokens of items and users in tokenizers and models."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 
+from genrec.artifact import load_artifact
 from genrec.errors import ModelError
 from genrec.train.checkpoint import load_checkpoint
+from genrec.train.users import UserVocabulary, read_users
 from genrec.train.vocabulary import Extension, extend_tokenizer, extend_vocabulary
 from tests.train.made_inputs import CODEBOOKS, item_codes, item_text
+from tests.train.made_users import N_USERS, USER_CODEBOOKS, user_codes, walk_of, write_inputs
 
 TEXTS = [item_text(item) for item in range(40)]
 
 
-def extend(checkpoint: Any, noise: float = 0.0, seed: int = 0) -> Extension:
+def extend(
+    checkpoint: Any, noise: float = 0.0, seed: int = 0, users: UserVocabulary | None = None
+) -> Extension:
     return extend_vocabulary(
         checkpoint.model,
         checkpoint.tokenizer,
@@ -28,6 +33,7 @@ def extend(checkpoint: Any, noise: float = 0.0, seed: int = 0) -> Extension:
         item_codes(40),
         noise=noise,
         seed=seed,
+        users=users,
     )
 
 
@@ -124,3 +130,118 @@ def test_a_tokenizer_that_splits_tokens_is_caught(
     )
     with pytest.raises(ModelError, match="splits or changes the semantic ID"):
         extend_tokenizer(tokenizer, CODEBOOKS)
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> UserVocabulary:
+    made = write_inputs(tmp_path_factory.mktemp("users"), users=True)
+    found = read_users(made.instructions, load_artifact(made.data))
+    assert found is not None
+    return found
+
+
+def test_users_are_read_with_what_they_chose_for_training(users: UserVocabulary) -> None:
+    assert users.codebook_sizes == USER_CODEBOOKS
+    assert users.codes.tolist() == [user_codes(user) for user in range(N_USERS - 1)]
+    chosen = np.split(users.item_index, users.offsets[1:-1])
+    assert [walk.tolist() for walk in chosen] == [walk_of(user)[:3] for user in range(N_USERS - 1)]
+
+
+def test_instructions_without_user_ids_have_no_user_tokens(tmp_path: Path) -> None:
+    made = write_inputs(tmp_path)
+    assert read_users(made.instructions, load_artifact(made.data)) is None
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_user_rows_start_from_the_text_of_what_they_chose(
+    kind: str, bases: Callable[[str], Path], users: UserVocabulary
+) -> None:
+    checkpoint = load_checkpoint(bases(kind), torch.float32)
+    matrices = [checkpoint.model.get_input_embeddings().weight.detach().clone()]
+    if kind == "llama":
+        matrices.append(checkpoint.model.get_output_embeddings().weight.detach().clone())
+    ids = [checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    extension = extend(checkpoint, users=users)
+    assert extension.users is not None
+    assert len(extension.flat_ids()) == sum(CODEBOOKS) + sum(USER_CODEBOOKS)
+    named = checkpoint.tokenizer.convert_ids_to_tokens(extension.users.token_ids[1].tolist())
+    assert named == ["<ub_0>", "<ub_1>", "<ub_2>"]
+    after = [
+        checkpoint.model.get_input_embeddings().weight,
+        checkpoint.model.get_output_embeddings().weight,
+    ]
+    for before, matrix in zip(matrices, after, strict=False):
+        means = torch.stack([before[row].mean(0) for row in ids])
+        chosen = [u for u in range(N_USERS - 1) if user_codes(u)[0] == 1]
+        expected = torch.stack([means[walk_of(user)[:3]].mean(0) for user in chosen]).mean(0)
+        assert torch.allclose(matrix[int(extension.users.token_ids[0][1])], expected, atol=1e-6)
+        # No user has code 3 of the first level.
+        nobody = matrix[int(extension.users.token_ids[0][3])]
+        assert torch.allclose(nobody, means.mean(0), atol=1e-6)
+
+
+def test_users_change_nothing_about_item_rows_and_can_come_later(
+    bases: Callable[[str], Path], users: UserVocabulary
+) -> None:
+    plain = load_checkpoint(bases("qwen3"), torch.float32)
+    named = load_checkpoint(bases("qwen3"), torch.float32)
+    extension = extend(plain, noise=0.1)
+    extend(named, noise=0.1, users=users)
+    ids = extension.flat_ids()
+    rows = [c.model.get_input_embeddings().weight[ids].detach().clone() for c in (plain, named)]
+    assert torch.equal(rows[0], rows[1])
+    later = extend(plain, noise=0.1, users=users)
+    assert not later.added
+    assert later.users is not None and later.users.added
+    assert torch.equal(rows[0], plain.model.get_input_embeddings().weight[ids])
+    again = extend(plain, users=users)
+    assert again.users is not None and not again.users.added
+
+
+def test_users_nobody_has_seen_still_have_rows(
+    bases: Callable[[str], Path], users: UserVocabulary
+) -> None:
+    nobody = UserVocabulary(
+        (2, 2), "", np.empty((0, 2), np.int32), np.zeros(1, np.int64), np.empty(0, np.int64)
+    )
+    checkpoint = load_checkpoint(bases("qwen3"), torch.float32)
+    extend(checkpoint, users=nobody)
+    assert torch.isfinite(checkpoint.model.get_input_embeddings().weight).all()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [("", "already has 1 semantic-ID tokens .*15, 1 of them"), ("u", "1 user tokens .*15, 1 of")],
+)
+def test_a_part_of_the_vocabulary_is_another_one(
+    prefix: str, message: str, bases: Callable[[str], Path]
+) -> None:
+    tokenizer = load_checkpoint(bases("qwen3"), torch.float32).tokenizer
+    tokenizer.add_tokens([f"<{prefix}a_0>"])
+    with pytest.raises(ModelError, match=message):
+        extend_tokenizer(tokenizer, CODEBOOKS, prefix=prefix)
+
+
+@pytest.mark.parametrize(("prefix", "taken"), [("", "<a_1><b"), ("u", "x<ua_1")])
+def test_tokens_of_the_base_that_swallow_ours_are_caught(
+    prefix: str, taken: str, bases: Callable[[str], Path]
+) -> None:
+    tokenizer = load_checkpoint(bases("qwen3"), torch.float32).tokenizer
+    tokenizer.add_tokens([AddedToken(taken, normalized=False)])
+    with pytest.raises(ModelError, match="splits or changes the semantic ID"):
+        extend_tokenizer(tokenizer, CODEBOOKS, prefix=prefix)
+
+
+def test_a_normaliser_that_lowers_case_and_a_splitter_leave_tokens_whole(
+    bases: Callable[[str], Path],
+) -> None:
+    tokenizer = load_checkpoint(bases("qwen3"), torch.float32).tokenizer
+    core = tokenizer.backend_tokenizer
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()]
+    )
+    for prefix in ("", "u"):
+        extension = extend_tokenizer(tokenizer, CODEBOOKS, prefix=prefix)
+        ids = tokenizer(f"RED <{prefix}a_1><{prefix}b_2>", add_special_tokens=False)["input_ids"]
+        assert ids[-2:] == [int(extension.token_ids[0][1]), int(extension.token_ids[1][2])]

@@ -1,0 +1,392 @@
+"""What a training run will take: parameters, memory, updates, tokens and time, before it starts.
+
+Owns the estimate and nothing else. The model is built from its config on the `meta` device, where
+tensors have shapes and no content, so neither weights nor memory are needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from genrec.artifact import load_artifact
+from genrec.errors import RecipeError
+from genrec.tokenizers.sid_text import USER_PREFIX
+from genrec.train.adapter import ROW_PARAMETER, count_parameters, prepare_model
+from genrec.train.batches import count_cycles
+from genrec.train.checkpoint import choose_dtype, frame_prompts, load_shape, quiet_transformers
+from genrec.train.recipe import TrainRecipe
+from genrec.train.rows import EncodedRows
+from genrec.train.settings import count_updates
+from genrec.train.splits import encode_splits
+from genrec.train.users import read_users
+from genrec.train.vocabulary import extend_tokenizer
+
+ATTENTION = "genrec_outline"
+MEMORY_FACTOR = 1.5
+"""How far measured memory may lie from the estimate, either way; a test on the CPU holds it.
+
+An allocator that keeps freed pieces adds to it: glibc's took up to 2.8 x on a small model until
+MALLOC_MMAP_THRESHOLD_ was set.
+"""
+H100_FLOPS, H100_SHARE = 989e12, 0.4
+"""Dense bf16 products a second of an H100 (its data sheet), and the share that training reaches."""
+_FP32_BYTES = 4
+# NF4 with double quantization: half a byte, one byte a block of 64 and four a 256 of such blocks.
+_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+_TIMED_FLOPS = {"cpu": 1e11, "cuda": 2e13}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The shape of one step's rows on one process.
+
+    Attributes:
+        n_rows: how many lines the batch has; one, if rows are packed.
+        n_tokens: tokens a line.
+        n_targets: positions of the batch that the head is run at.
+    """
+
+    n_rows: int
+    n_tokens: int
+    n_targets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that training takes on each process, by what they hold.
+
+    Attributes:
+        weights: the model's, base and adapter.
+        gradients: of what is trained, in float32.
+        optimizer: AdamW's two moments of what is trained.
+        activations: what the backward pass needs of the largest batch.
+        logits: the head's output at the targets, its softmax and its gradient.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it; the parts are at their largest at about the same moment."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        parameters: of the model, adapter included.
+        trained: how many of them are trained.
+        rows: how many of those are token rows.
+        memory: on each process, for the largest batch.
+        updates: of the weights.
+        tokens: of all rows in all epochs, unpadded.
+        flops: products and sums of the whole run.
+        seconds: on this machine, from a few timed steps; None where the model is too large for it.
+    """
+
+    parameters: int
+    trained: int
+    rows: int
+    memory: Memory
+    updates: int
+    tokens: int
+    flops: float
+    seconds: float | None
+
+    @property
+    def h100_seconds(self) -> float:
+        """On one H100, from the count of operations alone."""
+        return self.flops / (H100_FLOPS * H100_SHARE)
+
+
+def estimate_run(
+    recipe: TrainRecipe, base: str | Path | None, instructions: Path, tokenizer: Path, data: Path
+) -> Estimate:
+    """What `make_model` would take with these values; nothing is trained or written.
+
+    Args:
+        recipe: all settings.
+        base: hub name or directory; of a checkpoint, its config and tokenizer are enough.
+        instructions: the prompts step's artefact.
+        tokenizer: the tokenize step's artefact.
+        data: the data step's artefact.
+
+    Raises:
+        RecipeError: no base is given, or a value does not fit it.
+        ModelError: the base's config or tokenizer is unfit.
+        DataError: there is nothing to train on.
+        ArtifactError: an input is missing.
+    """
+    base = base or recipe.base
+    if base is None:
+        raise RecipeError(
+            "no base model to estimate for; set base: in the train recipe, or give --base (a "
+            "directory with config.json and a tokenizer is enough)"
+        )
+    checkpoint = load_shape(base)
+    load_artifact(instructions, step="prompts", verify=False)
+    config = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
+    row_ids = extend_tokenizer(checkpoint.tokenizer, config["codebook_sizes"]).flat_ids()
+    users = read_users(instructions, load_artifact(data, step="data", verify=False))
+    if users is not None:
+        extension = extend_tokenizer(checkpoint.tokenizer, users.codebook_sizes, prefix=USER_PREFIX)
+        row_ids = sorted({*row_ids, *extension.flat_ids()})
+    rows, _ = encode_splits(recipe, frame_prompts(checkpoint, recipe), instructions)
+    n_tokenizer = len(checkpoint.tokenizer)
+    return estimate_model(checkpoint.model.config, recipe, row_ids, n_tokenizer, rows)
+
+
+def estimate_model(
+    config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int, rows: EncodedRows
+) -> Estimate:
+    """What training a model of this config on these rows will take.
+
+    Args:
+        config: the base's.
+        recipe: all settings.
+        row_ids: the SID token ids.
+        n_tokenizer: tokens of the extended tokenizer; the vocabulary grows to it.
+        rows: the training rows.
+    """
+    model = build_outline(config, recipe, row_ids, n_tokenizer)
+    cycles = count_cycles(rows, recipe.epochs)
+    updates = count_updates(len(rows), recipe, cycles=cycles)
+    seen = cycles
+    if recipe.max_steps is not None:
+        seen *= recipe.max_steps / count_updates(
+            len(rows), recipe.model_copy(update={"max_steps": None}), cycles=cycles
+        )
+    batch = find_largest(rows, recipe)
+    memory, forward = measure_memory(model, recipe, batch)
+    # A frozen weight needs the gradient of its input alone, a trained one its own as well.
+    passes = (3 if recipe.method == "full" else 2) + recipe.gradient_checkpointing
+    flops_a_token = forward * passes / (batch.n_rows * batch.n_tokens)
+    tokens = int(rows.lengths.sum() * seen)
+    total, trained = count_parameters(model)
+    row_parameters = sum(p.numel() for name, p in model.named_parameters() if ROW_PARAMETER in name)
+    a_token = _time_token(config, recipe, row_ids, n_tokenizer, rows, flops_a_token)
+    return Estimate(
+        parameters=total,
+        trained=trained,
+        rows=row_parameters,
+        memory=memory,
+        updates=updates,
+        tokens=tokens,
+        flops=flops_a_token * tokens,
+        seconds=None if a_token is None else a_token * tokens,
+    )
+
+
+def build_outline(config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int) -> Any:
+    """The model as it will be trained, on the meta device.
+
+    Args:
+        config: the base's.
+        recipe: method and adapter.
+        row_ids: the SID token ids.
+        n_tokenizer: the vocabulary grows to it.
+    """
+    with torch.device("meta"):
+        return _build(config, recipe, row_ids, n_tokenizer)
+
+
+def _build(config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int) -> Any:
+    full = recipe.method == "full"
+    dtype = torch.float32 if full else choose_dtype(recipe.precision)
+    with quiet_transformers():
+        # A copy, for resizing writes into it.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        if n_tokenizer > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(n_tokenizer, mean_resizing=False)
+    prepared = prepare_model(model, recipe, row_ids)
+    return prepared.train()
+
+
+def find_largest(rows: EncodedRows, recipe: TrainRecipe) -> Batch:
+    """The largest batch that the recipe can make of these rows."""
+    order = rows.lengths.argsort()[::-1][: recipe.batch_size]
+    lengths = rows.lengths[order]
+    targets = lengths - rows.prompt_lengths[order]
+    if recipe.packing:
+        return Batch(1, int(lengths.sum()), int(targets.sum()))
+    return Batch(len(order), int(lengths.max()), int(len(order) * targets.max()))
+
+
+def measure_memory(model: Any, recipe: TrainRecipe, batch: Batch) -> tuple[Memory, float]:
+    """Memory of training an outline with a batch, and the operations of one forward pass.
+
+    Args:
+        model: from `build_outline`.
+        recipe: method, precision and gradient_checkpointing.
+        batch: the largest one.
+    """
+    _, trained = count_parameters(model)
+    saved, flops = _run_outline(model, batch)
+    size = choose_dtype(recipe.precision).itemsize
+    weights = _count_weights(model, recipe)
+    config = model.config.get_text_config()
+    layers = config.num_hidden_layers
+    if recipe.gradient_checkpointing:
+        # One layer's at a time, and what went into each.
+        inputs = layers * batch.n_rows * batch.n_tokens * config.hidden_size * size
+        saved = inputs + saved // layers
+    if recipe.method == "full" and size < _FP32_BYTES:
+        saved += sum(p.numel() for p in model.parameters()) * size  # autocast's copies of weights
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    a_logit = 3 * _FP32_BYTES + (size if size < _FP32_BYTES else 0)
+    memory = Memory(
+        weights=weights,
+        gradients=trained * _FP32_BYTES,
+        optimizer=2 * trained * _FP32_BYTES,
+        activations=saved,
+        logits=batch.n_targets * vocabulary * a_logit,
+    )
+    return memory, flops
+
+
+def _count_weights(model: Any, recipe: TrainRecipe) -> int:
+    """Bytes of all parameters; trained ones are float32, and qlora's linear layers NF4."""
+    sizes = {id(p): float(p.numel() * p.element_size()) for p in model.parameters()}
+    if recipe.method == "qlora":
+        head = model.get_output_embeddings()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+                weight = module.weight
+                if not weight.requires_grad and module.weight is not head.weight:
+                    sizes[id(weight)] = weight.numel() * _NF4_BYTES
+    return int(sum(sizes.values()))
+
+
+def _run_outline(model: Any, batch: Batch) -> tuple[int, float]:
+    """Bytes that a forward pass keeps for the backward one, and its operations."""
+    AttentionInterface.register(ATTENTION, _attend_outline)
+    parameters = {id(parameter) for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor if tensor._base is None else tensor._base
+        if id(whole) not in parameters:
+            kept[id(whole)] = whole  # held, so that no other gets its id
+        return tensor
+
+    shape = (batch.n_rows, batch.n_tokens)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = ATTENTION
+    try:
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, _give_back),
+            FlopCounterMode(display=False) as counter,
+        ):
+            outputs = model(
+                input_ids=torch.zeros(shape, dtype=torch.int64, device="meta"),
+                position_ids=torch.zeros(shape, dtype=torch.int64, device="meta"),
+                # Of four dimensions, so that transformers makes none of T x T.
+                attention_mask=torch.ones(batch.n_rows, 1, 1, batch.n_tokens, device="meta").bool(),
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        del outputs
+    finally:
+        model.config._attn_implementation = before
+    bytes_kept = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+    head = model.get_output_embeddings().weight
+    extra_logits = 2 * (batch.n_targets - batch.n_rows) * head.shape[0] * head.shape[1]
+    return bytes_kept, float(counter.get_total_flops() + extra_logits)
+
+
+def _give_back(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as fast kernels have it: they keep what went in and out, and no T x T."""
+
+    @staticmethod
+    def forward(
+        context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """The shape of the result."""
+        found = torch.empty_like(query)
+        context.save_for_backward(query, key, value, found)
+        return found
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> Any:
+        """Never asked for."""
+        raise AssertionError("an outline has no backward pass")
+
+
+def _attend_outline(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    del module, attention_mask
+    attend: Any = _Attention.apply
+    found = attend(query, key, value)
+    return found.transpose(1, 2), None
+
+
+def _time_token(
+    config: Any,
+    recipe: TrainRecipe,
+    row_ids: list[int],
+    n_tokenizer: int,
+    rows: EncodedRows,
+    flops_a_token: float,
+) -> float | None:
+    """Seconds a token on this machine, from a few steps of random weights; None if too slow."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width = max(int(rows.lengths.mean()), 2)
+    n_rows = min(int(_TIMED_FLOPS[device] / (flops_a_token * width)), recipe.batch_size)
+    if n_rows == 0 or recipe.method == "qlora":
+        return None
+    with torch.device(device):
+        model = _build(config, recipe, row_ids, n_tokenizer)
+    step = _make_step(model, recipe, n_rows, width, device)
+    step()
+    started = time.perf_counter()
+    step()
+    step()
+    return (time.perf_counter() - started) / (2 * n_rows * width)
+
+
+def _make_step(
+    model: Any, recipe: TrainRecipe, n_rows: int, width: int, device: str
+) -> Callable[[], None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    dtype = choose_dtype(recipe.precision)
+    ids = torch.ones((n_rows, width), dtype=torch.int64, device=device)
+
+    def step() -> None:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits
+        cross_entropy(logits.float().flatten(0, 1), ids[:, :2].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
