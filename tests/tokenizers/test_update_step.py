@@ -182,7 +182,7 @@ def test_the_commands_make_and_compare_versions(old: Path, tmp_path: Path) -> No
         app, ["tokenize", "add", "--tokenizer", str(old), "--embeddings", str(new), "-o", str(two)]
     )
     assert done.exit_code == 0, done.output
-    assert "version 2, 50 items" in done.output.replace("\n", " ")
+    assert "version 2, 50 items" in " ".join(done.output.split())
     (tmp_path / "ids.txt").write_text("i5\n")
     arguments = ["--tokenizer", str(two), "i4", "--input", str(tmp_path / "ids.txt")]
     done = runner.invoke(app, ["tokenize", "remove", *arguments, "-o", str(three)])
