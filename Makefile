@@ -51,6 +51,8 @@ test-vllm: $(VENV)-vllm/installed
 
 bench: $(VENV)/installed-test
 	$(BIN)/genrec bench decode
+	$(BIN)/genrec bench prompts
+	$(BIN)/genrec bench train
 	$(BIN)/genrec bench tokenize
 
 clean:

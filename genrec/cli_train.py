@@ -49,7 +49,7 @@ def train(
 
         recipe = read_step("train", *split_values(values))
         assert isinstance(recipe, TrainRecipe)
-        found = estimate_run(recipe, base, instructions, tokenizer, data)
+        found = estimate_run(recipe, base, instructions, tokenizer, data, user_vectors=user_vectors)
         out_console.print(build_estimate(found), highlight=False)
         return
     inputs = {"data": data, "tokenize": tokenizer, "prompts": instructions}
@@ -77,7 +77,9 @@ def build_estimate(found: Estimate) -> Table:
     table.add_row("updates", f"{found.updates:,}")
     table.add_row("tokens", f"{found.tokens:,}")
     table.add_row("operations", f"{found.flops:.2e}")
-    here = "model too large to try" if found.seconds is None else _format_time(found.seconds)
+    here = (
+        "not tried (qlora, or too large)" if found.seconds is None else _format_time(found.seconds)
+    )
     table.add_row("time here, from timed steps", here)
     table.add_row("on one H100 at 40% of 989 TFLOP/s", _format_time(found.h100_seconds))
     return table

@@ -40,6 +40,7 @@ from genrec.recipe import suggest_name
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.sid_text import format_token
 from genrec.tokenizers.update import check_successor
+from genrec.train.users import read_user_sids
 from genrec.types import IndexArray, RankedItems, Recommendation
 
 Unknown = Literal["error", "skip"]
@@ -118,7 +119,7 @@ class Recommender:
         prompt = HistoryPrompt.load(artifact.path / "recommend.json")
         # After the engine's own check of the model, whose made-up prompts have no users.
         known = load_users(model, tokenizer, artifact.path)
-        users = KnownUsers(_read_user_sids(artifact.path), known)
+        users = KnownUsers(read_user_sids(artifact.path), known)
         return cls(engine, tokenizer, prompt, index, read_chat(settings.get("chat")), users)
 
     @property
@@ -347,14 +348,6 @@ class Recommender:
             user_sid=self._users.sids.get(user_id, ""),
         )
         return self._users.vectors.repeat_marks(ids) if self._users.vectors else ids
-
-
-def _read_user_sids(model: Path) -> dict[str, str]:
-    path = model / "users.parquet"
-    if not path.is_file():
-        return {}
-    table = pl.read_parquet(path)
-    return dict(zip(table["user_id"].to_list(), table["sid"].to_list(), strict=True))
 
 
 def _parse_dtype(name: str) -> torch.dtype:

@@ -230,8 +230,13 @@ def load_users(model: Any, tokenizer: Any, path: Path) -> UserVectors | None:
     config = read_json(folder / _CONFIG)
     weight = model.get_input_embeddings().weight
     token_id = tokenizer.convert_tokens_to_ids(USER_MARK)
+    if token_id in (None, tokenizer.unk_token_id):
+        raise ArtifactError(
+            f"{folder} shows users at the mark {USER_MARK}, and the tokenizer of {path} lacks it; "
+            f"restore its tokenizer.json, or run `genrec train` again"
+        )
     users = SoftUsers(
-        int(config["n_dimensions"]), int(config["n_tokens"]), weight.shape[1], int(token_id or 0)
+        int(config["n_dimensions"]), int(config["n_tokens"]), weight.shape[1], int(token_id)
     )
     try:
         users.load_state_dict(load_file(str(folder / _WEIGHTS)))

@@ -1,39 +1,37 @@
 """What a training run will take: parameters, memory, updates, tokens and time, before it starts.
 
-Owns the estimate and nothing else. The model is built from its config on the `meta` device, where
-tensors have shapes and no content, so neither weights nor memory are needed.
+Owns the estimate and nothing else. The model is an `outline`, so neither weights nor memory are
+needed.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from genrec.artifact import load_artifact
+from genrec.artifact import check_input, load_artifact
 from genrec.errors import RecipeError
 from genrec.tokenizers.sid_text import USER_PREFIX
-from genrec.train.adapter import ROW_PARAMETER, count_parameters, prepare_model
+from genrec.train.adapter import ROW_PARAMETER, count_parameters
 from genrec.train.batches import count_cycles
-from genrec.train.checkpoint import choose_dtype, frame_prompts, load_shape, quiet_transformers
+from genrec.train.checkpoint import choose_dtype, frame_prompts, load_shape
+from genrec.train.outline import Batch, build_outline, build_random, run_outline
 from genrec.train.recipe import TrainRecipe
 from genrec.train.rows import EncodedRows
 from genrec.train.settings import count_updates
+from genrec.train.soft_users import TrainedUsers, check_soft_users, read_soft_users
 from genrec.train.splits import encode_splits
+from genrec.train.step import check_rows, choose_base, read_codebook_sizes
 from genrec.train.users import read_users
 from genrec.train.vocabulary import extend_tokenizer
 
-ATTENTION = "genrec_outline"
 MEMORY_FACTOR = 1.5
 """How far measured memory may lie from the estimate, either way; a test on the CPU holds it.
 
@@ -46,21 +44,6 @@ _FP32_BYTES = 4
 # NF4 with double quantization: half a byte, one byte a block of 64 and four a 256 of such blocks.
 _NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
 _TIMED_FLOPS = {"cpu": 1e11, "cuda": 2e13}
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The shape of one step's rows on one process.
-
-    Attributes:
-        n_rows: how many lines the batch has; one, if rows are packed.
-        n_tokens: tokens a line.
-        n_targets: positions of the batch that the head is run at.
-    """
-
-    n_rows: int
-    n_tokens: int
-    n_targets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +101,13 @@ class Estimate:
 
 
 def estimate_run(
-    recipe: TrainRecipe, base: str | Path | None, instructions: Path, tokenizer: Path, data: Path
+    recipe: TrainRecipe,
+    base: str | Path | None,
+    instructions: Path,
+    tokenizer: Path,
+    data: Path,
+    *,
+    user_vectors: Path | None = None,
 ) -> Estimate:
     """What `make_model` would take with these values; nothing is trained or written.
 
@@ -128,12 +117,14 @@ def estimate_run(
         instructions: the prompts step's artefact.
         tokenizer: the tokenize step's artefact.
         data: the data step's artefact.
+        user_vectors: an embeddings artefact of the data's users, for soft_user_tokens.
 
     Raises:
         RecipeError: no base is given, or a value does not fit it.
-        ModelError: the base's config or tokenizer is unfit.
+        ModelError: the base's config or tokenizer is unfit, or its token rows are to stay as they
+            are and it has none.
         DataError: there is nothing to train on.
-        ArtifactError: an input is missing.
+        ArtifactError: an input is missing, or the inputs do not belong together.
     """
     base = base or recipe.base
     if base is None:
@@ -141,21 +132,34 @@ def estimate_run(
             "no base model to estimate for; set base: in the train recipe, or give --base (a "
             "directory with config.json and a tokenizer is enough)"
         )
-    checkpoint = load_shape(base)
-    load_artifact(instructions, step="prompts", verify=False)
-    config = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
-    row_ids = extend_tokenizer(checkpoint.tokenizer, config["codebook_sizes"]).flat_ids()
-    users = read_users(instructions, load_artifact(data, step="data", verify=False))
+    made_from = {"data": load_artifact(data, step="data", verify=False)}
+    made_from["tokenize"] = load_artifact(tokenizer, step="tokenize", verify=False)
+    prompts = load_artifact(instructions, step="prompts", verify=False)
+    for role, artifact in made_from.items():
+        check_input(prompts, role, artifact)
+    check_soft_users(recipe, prompts, user_vectors)
+    checkpoint = load_shape(choose_base(base, recipe))
+    extension = extend_tokenizer(checkpoint.tokenizer, read_codebook_sizes(tokenizer))
+    users = read_users(instructions, made_from["data"])
     if users is not None:
-        extension = extend_tokenizer(checkpoint.tokenizer, users.codebook_sizes, prefix=USER_PREFIX)
-        row_ids = sorted({*row_ids, *extension.flat_ids()})
-    rows, _ = encode_splits(recipe, frame_prompts(checkpoint, recipe), instructions)
-    n_tokenizer = len(checkpoint.tokenizer)
-    return estimate_model(checkpoint.model.config, recipe, row_ids, n_tokenizer, rows)
+        named = extend_tokenizer(checkpoint.tokenizer, users.codebook_sizes, prefix=USER_PREFIX)
+        extension = replace(extension, users=named)
+    check_rows(recipe, checkpoint.source, is_new=extension.is_new)
+    soft = None
+    if user_vectors is not None:
+        soft = read_soft_users(recipe, checkpoint.tokenizer, data, user_vectors)
+    rows, _ = encode_splits(recipe, frame_prompts(checkpoint, recipe), instructions, soft)
+    n_tokenizer, config = len(checkpoint.tokenizer), checkpoint.model.config
+    return estimate_model(config, recipe, extension.flat_ids(), n_tokenizer, rows, soft)
 
 
 def estimate_model(
-    config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int, rows: EncodedRows
+    config: Any,
+    recipe: TrainRecipe,
+    row_ids: list[int],
+    n_tokenizer: int,
+    rows: EncodedRows,
+    soft: TrainedUsers | None = None,
 ) -> Estimate:
     """What training a model of this config on these rows will take.
 
@@ -165,8 +169,9 @@ def estimate_model(
         row_ids: the SID token ids.
         n_tokenizer: tokens of the extended tokenizer; the vocabulary grows to it.
         rows: the training rows.
+        soft: the users whom rows show as soft tokens.
     """
-    model = build_outline(config, recipe, row_ids, n_tokenizer)
+    model = build_outline(config, recipe, row_ids, n_tokenizer, soft)
     cycles = count_cycles(rows, recipe.epochs)
     updates = count_updates(len(rows), recipe, cycles=cycles)
     seen = cycles
@@ -182,7 +187,7 @@ def estimate_model(
     tokens = int(rows.lengths.sum() * seen)
     total, trained = count_parameters(model)
     row_parameters = sum(p.numel() for name, p in model.named_parameters() if ROW_PARAMETER in name)
-    a_token = _time_token(config, recipe, row_ids, n_tokenizer, rows, flops_a_token)
+    a_token = _time_token(config, recipe, row_ids, n_tokenizer, rows, flops_a_token, soft)
     return Estimate(
         parameters=total,
         trained=trained,
@@ -193,31 +198,6 @@ def estimate_model(
         flops=flops_a_token * tokens,
         seconds=None if a_token is None else a_token * tokens,
     )
-
-
-def build_outline(config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int) -> Any:
-    """The model as it will be trained, on the meta device.
-
-    Args:
-        config: the base's.
-        recipe: method and adapter.
-        row_ids: the SID token ids.
-        n_tokenizer: the vocabulary grows to it.
-    """
-    with torch.device("meta"):
-        return _build(config, recipe, row_ids, n_tokenizer)
-
-
-def _build(config: Any, recipe: TrainRecipe, row_ids: list[int], n_tokenizer: int) -> Any:
-    full = recipe.method == "full"
-    dtype = torch.float32 if full else choose_dtype(recipe.precision)
-    with quiet_transformers():
-        # A copy, for resizing writes into it.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-        if n_tokenizer > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(n_tokenizer, mean_resizing=False)
-    prepared = prepare_model(model, recipe, row_ids)
-    return prepared.train()
 
 
 def find_largest(rows: EncodedRows, recipe: TrainRecipe) -> Batch:
@@ -239,7 +219,7 @@ def measure_memory(model: Any, recipe: TrainRecipe, batch: Batch) -> tuple[Memor
         batch: the largest one.
     """
     _, trained = count_parameters(model)
-    saved, flops = _run_outline(model, batch)
+    saved, flops = run_outline(model, batch)
     size = choose_dtype(recipe.precision).itemsize
     weights = _count_weights(model, recipe)
     config = model.config.get_text_config()
@@ -275,79 +255,6 @@ def _count_weights(model: Any, recipe: TrainRecipe) -> int:
     return int(sum(sizes.values()))
 
 
-def _run_outline(model: Any, batch: Batch) -> tuple[int, float]:
-    """Bytes that a forward pass keeps for the backward one, and its operations."""
-    AttentionInterface.register(ATTENTION, _attend_outline)
-    parameters = {id(parameter) for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        whole = tensor if tensor._base is None else tensor._base
-        if id(whole) not in parameters:
-            kept[id(whole)] = whole  # held, so that no other gets its id
-        return tensor
-
-    shape = (batch.n_rows, batch.n_tokens)
-    before = model.config._attn_implementation
-    model.config._attn_implementation = ATTENTION
-    try:
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, _give_back),
-            FlopCounterMode(display=False) as counter,
-        ):
-            outputs = model(
-                input_ids=torch.zeros(shape, dtype=torch.int64, device="meta"),
-                position_ids=torch.zeros(shape, dtype=torch.int64, device="meta"),
-                # Of four dimensions, so that transformers makes none of T x T.
-                attention_mask=torch.ones(batch.n_rows, 1, 1, batch.n_tokens, device="meta").bool(),
-                logits_to_keep=1,
-                use_cache=False,
-            )
-        del outputs
-    finally:
-        model.config._attn_implementation = before
-    bytes_kept = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-    head = model.get_output_embeddings().weight
-    extra_logits = 2 * (batch.n_targets - batch.n_rows) * head.shape[0] * head.shape[1]
-    return bytes_kept, float(counter.get_total_flops() + extra_logits)
-
-
-def _give_back(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-class _Attention(torch.autograd.Function):
-    """Attention as fast kernels have it: they keep what went in and out, and no T x T."""
-
-    @staticmethod
-    def forward(
-        context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """The shape of the result."""
-        found = torch.empty_like(query)
-        context.save_for_backward(query, key, value, found)
-        return found
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> Any:
-        """Never asked for."""
-        raise AssertionError("an outline has no backward pass")
-
-
-def _attend_outline(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    del module, attention_mask
-    attend: Any = _Attention.apply
-    found = attend(query, key, value)
-    return found.transpose(1, 2), None
-
-
 def _time_token(
     config: Any,
     recipe: TrainRecipe,
@@ -355,6 +262,7 @@ def _time_token(
     n_tokenizer: int,
     rows: EncodedRows,
     flops_a_token: float,
+    soft: TrainedUsers | None,
 ) -> float | None:
     """Seconds a token on this machine, from a few steps of random weights; None if too slow."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,7 +271,7 @@ def _time_token(
     if n_rows == 0 or recipe.method == "qlora":
         return None
     with torch.device(device):
-        model = _build(config, recipe, row_ids, n_tokenizer)
+        model = build_random(config, recipe, row_ids, n_tokenizer, soft)
     step = _make_step(model, recipe, n_rows, width, device)
     step()
     started = time.perf_counter()

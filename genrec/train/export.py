@@ -24,7 +24,7 @@ from genrec.manifest import write_json
 from genrec.recipe import hash_values
 from genrec.train.adapter import merge_adapter
 from genrec.train.card import render_card
-from genrec.train.checkpoint import quiet_transformers
+from genrec.train.checkpoint import SETTINGS_FILE, quiet_transformers
 from genrec.train.delta import (
     ADAPTER_FOLDER,
     BASE_FOLDER,
@@ -37,7 +37,6 @@ from genrec.train.recipe import TrainRecipe
 SCHEMA = 1
 RECOMMEND_FILE = "recommend.json"
 INDEX_FILE = "item_index.parquet"
-SETTINGS_FILE = "genrec.json"
 CARD_FILE = "README.md"
 BASE_SETTINGS = f"{BASE_FOLDER}/{SETTINGS_FILE}"
 CATALOGUE_FILES = (INDEX_FILE, SETTINGS_FILE, CARD_FILE, BASE_SETTINGS)

@@ -23,11 +23,11 @@ from genrec.manifest import MANIFEST
 from genrec.recipe import parse_recipe, strip_header
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.update import check_successor
+from genrec.train.checkpoint import SETTINGS_FILE
 from genrec.train.delta import BASE_FOLDER, point_delta
 from genrec.train.export import (
     CATALOGUE_FILES,
     INDEX_FILE,
-    SETTINGS_FILE,
     Account,
     Catalogue,
     write_catalogue,

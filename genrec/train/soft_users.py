@@ -88,14 +88,13 @@ def check_soft_users(
 
 
 def read_soft_users(
-    recipe: TrainRecipe, model: Any, tokenizer: Any, data: Path, user_vectors: Path
+    recipe: TrainRecipe, tokenizer: Any, data: Path, user_vectors: Path
 ) -> TrainedUsers:
-    """The embeddings of the data's users, and the mark's token in tokenizer and model.
+    """The embeddings of the data's users, and the mark's token in the tokenizer.
 
     Args:
         recipe: how many soft tokens.
-        model: the base; gets a row for the mark.
-        tokenizer: its tokenizer; gets the mark.
+        tokenizer: the base's; gets the mark.
         data: the data artefact.
         user_vectors: an `embeddings/` artefact of its users.
 
@@ -121,20 +120,26 @@ def read_soft_users(
             f"{len(user_ids) - len(found):,}",
             f"{len(user_ids):,}",
         )
-    known = UserVectors(tuple(found), vectors, _add_mark(model, tokenizer), recipe.soft_user_tokens)
+    tokenizer.add_tokens([AddedToken(USER_MARK, normalized=False, special=False)])
+    token_id = int(tokenizer.convert_tokens_to_ids(USER_MARK))
+    known = UserVectors(tuple(found), vectors, token_id, recipe.soft_user_tokens)
     return TrainedUsers(known, torch.from_numpy(known.find(user_ids)))
 
 
-def _add_mark(model: Any, tokenizer: Any) -> int:
-    tokenizer.add_tokens([AddedToken(USER_MARK, normalized=False, special=False)])
+def add_mark(model: Any, tokenizer: Any, token_id: int) -> None:
+    """Give the model a row for the mark.
+
+    Args:
+        model: the base, extended by all other tokens.
+        tokenizer: has the mark already.
+        token_id: of the mark.
+    """
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    token_id = int(tokenizer.convert_tokens_to_ids(USER_MARK))
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         # Nothing reads the row, but the head scores it: not by chance, so that runs are repeatable.
         with torch.no_grad():
             module.weight[token_id] = module.weight[:token_id].mean(0)
-    return token_id
 
 
 def add_projector(model: Any, users: TrainedUsers, seed: int) -> None:
@@ -146,12 +151,25 @@ def add_projector(model: Any, users: TrainedUsers, seed: int) -> None:
         seed: of its first weights.
     """
     rows = model.get_input_embeddings().weight
-    known = users.known
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = SoftUsers(known.vectors.shape[1], known.n_tokens, rows.shape[1], known.token_id)
+        projector = _build_projector(users.known, rows.shape[1])
         projector.start_from(rows.detach().cpu())
     attach_users(model, projector.to(rows.device))
+
+
+def attach_projector(model: Any, users: TrainedUsers) -> None:
+    """Give a model a projector that has only its shape, for an estimate.
+
+    Args:
+        model: as for `add_projector`.
+        users: whose embeddings it would see.
+    """
+    attach_users(model, _build_projector(users.known, model.get_input_embeddings().weight.shape[1]))
+
+
+def _build_projector(known: UserVectors, width: int) -> SoftUsers:
+    return SoftUsers(known.vectors.shape[1], known.n_tokens, width, known.token_id)
 
 
 def repeat_marks(rows: EncodedRows, users: UserVectors, max_tokens: int) -> EncodedRows:

@@ -45,6 +45,7 @@ from genrec.train.settings import CHECKPOINTS, name_score
 from genrec.train.sft import TrainedModel, train_rows
 from genrec.train.soft_users import (
     TrainedUsers,
+    add_mark,
     add_projector,
     check_soft_users,
     read_soft_users,
@@ -115,9 +116,9 @@ def make_model(
     choose_dtype(recipe.precision)
     inputs = _load_inputs(recipe, base, instructions, tokenizer, data, user_vectors)
     check_soft_users(recipe, inputs.prompts, user_vectors)
-    catalogue = read_catalogue(data, tokenizer, _read_codebook_sizes(tokenizer))
+    catalogue = read_catalogue(data, tokenizer, read_codebook_sizes(tokenizer))
     users = read_users(instructions, inputs.data)
-    checkpoint = _open_base(_choose_base(base, recipe), recipe, catalogue, users)
+    checkpoint = _open_base(choose_base(base, recipe), recipe, catalogue, users)
     extension = extend_vocabulary(
         checkpoint.model,
         checkpoint.tokenizer,
@@ -128,10 +129,11 @@ def make_model(
         seed=recipe.seed,
         users=users,
     )
-    _check_rows(extension, checkpoint, recipe)
+    check_rows(recipe, checkpoint.source, is_new=extension.is_new)
     soft = None
     if user_vectors is not None:
-        soft = read_soft_users(recipe, checkpoint.model, checkpoint.tokenizer, data, user_vectors)
+        soft = read_soft_users(recipe, checkpoint.tokenizer, data, user_vectors)
+        add_mark(checkpoint.model, checkpoint.tokenizer, soft.known.token_id)
     rows, valid_rows = encode_splits(recipe, checkpoint, instructions, soft)
     model = prepare_model(checkpoint.model, recipe, extension.flat_ids())
     if soft is not None:
@@ -176,13 +178,19 @@ def _load_inputs(
     return inputs
 
 
-def _read_codebook_sizes(tokenizer: Path) -> list[int]:
+def read_codebook_sizes(tokenizer: Path) -> list[int]:
+    """How many codes each level of a tokenizer artefact has."""
     config = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
     return [int(size) for size in config["codebook_sizes"]]
 
 
-def _choose_base(base: str | Path, recipe: TrainRecipe) -> str | Path:
-    """What to start from: of a model directory its `base/`, for an adapter over frozen rows."""
+def choose_base(base: str | Path, recipe: TrainRecipe) -> str | Path:
+    """What to start from: of a model directory its `base/`, for an adapter over frozen rows.
+
+    Args:
+        base: as given.
+        recipe: token_rows.
+    """
     if recipe.token_rows != "frozen":
         return base
     inner = Path(base) / BASE_FOLDER
@@ -191,12 +199,21 @@ def _choose_base(base: str | Path, recipe: TrainRecipe) -> str | Path:
     return chosen
 
 
-def _check_rows(extension: Extension, checkpoint: Checkpoint, recipe: TrainRecipe) -> None:
-    """Raise where frozen token rows are rows that nothing has trained."""
-    if recipe.token_rows == "frozen" and extension.is_new:
+def check_rows(recipe: TrainRecipe, source: str, *, is_new: bool) -> None:
+    """Raise where frozen token rows are rows that nothing has trained.
+
+    Args:
+        recipe: token_rows.
+        source: the base, for the message.
+        is_new: whether it lacked any of the tokens.
+
+    Raises:
+        ModelError: it did, and they would stay as they start.
+    """
+    if recipe.token_rows == "frozen" and is_new:
         raise ModelError(
             f"token_rows: frozen needs a base that has learnt the semantic-ID tokens, and "
-            f"{checkpoint.source!r} lacks them; train it first with export_base: true and give "
+            f"{source!r} lacks them; train it first with export_base: true and give "
             f"that directory, or set token_rows: train"
         )
 

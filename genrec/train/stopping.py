@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
@@ -34,10 +33,11 @@ from genrec.errors import DataError, RecipeError
 from genrec.eval.metrics import Metric, pad_lists, score_users
 from genrec.prompts.chat import ChatFrame
 from genrec.prompts.encode import encode_history
-from genrec.prompts.render import USERS_FILE, HistoryPrompt
+from genrec.prompts.render import HistoryPrompt
 from genrec.train.export import Catalogue
 from genrec.train.processes import is_sharded
 from genrec.train.recipe import TrainRecipe
+from genrec.train.users import read_user_sids
 from genrec.types import IndexArray
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def ask_users(
     prompt = HistoryPrompt.load(instructions)
     held = dataset.holdout("valid")
     user_ids = dataset.users.sort("user_index")["user_id"].to_list()
-    sid_of = _read_user_sids(instructions) if prompt.needs_user else {}
+    sid_of = read_user_sids(instructions) if prompt.needs_user else {}
     rows = _find_askable(recipe, dataset, held)
     known = rows
     if prompt.needs_user and "user_sid" not in prompt.template.optional:
@@ -144,13 +144,6 @@ def _find_askable(recipe: TrainRecipe, dataset: Dataset, held: HoldOut) -> list[
     return [row for row in rows if domains[held.targets[row][0]] == recipe.domain]
 
 
-def _read_user_sids(instructions: Path) -> dict[str, str]:
-    if not (instructions / USERS_FILE).is_file():
-        return {}
-    table = pl.read_parquet(instructions / USERS_FILE)
-    return dict(zip(table["user_id"].to_list(), table["sid"].to_list(), strict=True))
-
-
 class StopMetric:
     """A metric of constrained decoding, measured on a model as it stands."""
 
@@ -172,13 +165,19 @@ class StopMetric:
             questions: whom to ask.
 
         Raises:
-            RecipeError: the head itself has an adapter, or processes share the weights.
+            RecipeError: k is above the catalogue's size, the head itself has an adapter, or
+                processes share the weights.
             DataError: a prompt is longer than the model's positions.
             ModelError: a model whose logits the search does not reproduce.
         """
         if is_fsdp_enabled():  # most processes have opened the model without its weights
             raise _explain_shards(name)
         self.metric = Metric.parse(name)
+        if self.metric.k > trie.n_items:
+            raise RecipeError(
+                f"stop_metric {name} looks at more answers than the catalogue's {trie.n_items:,} "
+                f"items; use a k of at most {trie.n_items}, such as NDCG@{min(trie.n_items, 10)}"
+            )
         self._model = model
         if isinstance(self._model.get_output_embeddings(), BaseTunerLayer):
             raise RecipeError(

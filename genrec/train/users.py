@@ -43,6 +43,15 @@ class UserVocabulary:
     item_index: IndexArray
 
 
+def read_user_sids(folder: Path) -> dict[str, str]:
+    """Semantic ids by user id, of an instructions or model directory; empty where it has none."""
+    path = folder / USERS_FILE
+    if not path.is_file():
+        return {}
+    table = pl.read_parquet(path)
+    return dict(zip(table["user_id"].to_list(), table["sid"].to_list(), strict=True))
+
+
 def read_users(instructions: Path, data: Artifact) -> UserVocabulary | None:
     """The users of an instructions artefact; None where it has no user ids.
 

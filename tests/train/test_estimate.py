@@ -19,13 +19,8 @@ from genrec.train.adapter import count_parameters
 from genrec.train.base import build_model
 from genrec.train.checkpoint import load_shape
 from genrec.train.corpus import train_tokenizer
-from genrec.train.estimate import (
-    Batch,
-    build_outline,
-    estimate_run,
-    find_largest,
-    measure_memory,
-)
+from genrec.train.estimate import estimate_run, find_largest, measure_memory
+from genrec.train.outline import Batch, build_outline
 from genrec.train.recipe import BaseRecipe, TrainRecipe
 from tests.train.made_inputs import PROMPT, Inputs, item_text
 from tests.train.made_runs import begin, environment
@@ -34,7 +29,8 @@ PEAK = """
 import sys, torch
 from transformers import Qwen3Config
 from genrec.memory import read_peak, reset_peak
-from genrec.train.estimate import Batch, _build, _make_step, build_outline, measure_memory
+from genrec.train.estimate import _make_step, measure_memory
+from genrec.train.outline import Batch, build_outline, build_random
 from genrec.train.recipe import TrainRecipe
 
 def shape(vocabulary, hidden, layers):
@@ -48,10 +44,10 @@ config = shape(4000, 256, 4)
 rows = list(range(4000, 4096))
 outline = build_outline(config, recipe, rows, 4096)
 memory, _ = measure_memory(outline, recipe, Batch(1, 16 * 128, 32))
-_make_step(_build(shape(100, 64, 1), recipe, [98, 99], 100), recipe, 1, 8, "cpu")()  # imports
+_make_step(build_random(shape(100, 64, 1), recipe, [98, 99], 100), recipe, 1, 8, "cpu")()  # imports
 reset_peak()
 before = read_peak()
-step = _make_step(_build(config, recipe, rows, 4096), recipe, 16, 128, "cpu")
+step = _make_step(build_random(config, recipe, rows, 4096), recipe, 16, 128, "cpu")
 step()
 step()
 print(memory.total, read_peak() - before)

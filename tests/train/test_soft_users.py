@@ -26,6 +26,7 @@ from genrec.train.recipe import TrainRecipe
 from genrec.train.rows import EncodedRow, EncodedRows, pack_rows
 from genrec.train.soft_users import (
     TrainedUsers,
+    add_mark,
     add_projector,
     check_soft_users,
     load_projector,
@@ -140,13 +141,12 @@ def test_users_without_an_embedding_are_the_mean(
     vectors = write_vectors(tmp_path / "v", ["u2", "u0"], np.array([[1.0, 3.0], [5.0, 7.0]]))
     data = write_users(tmp_path / "data", 3)
     with caplog.at_level("INFO"):
-        users = read_soft_users(
-            TrainRecipe(soft_user_tokens=2), opened.model, opened.tokenizer, data, vectors
-        )
+        users = read_soft_users(TrainRecipe(soft_user_tokens=2), opened.tokenizer, data, vectors)
     assert users.by_index.tolist() == [[5.0, 7.0], [3.0, 5.0], [1.0, 3.0]]
     assert "1 of 3 users have no embedding" in caplog.text
     token = opened.tokenizer.convert_tokens_to_ids("<|genrec_user|>")
     assert users.known.token_id == token
+    add_mark(opened.model, opened.tokenizer, token)
     assert opened.model.get_input_embeddings().weight.shape[0] > token
 
 
@@ -154,9 +154,7 @@ def test_vectors_of_other_users_are_refused(opened: Any, tmp_path: Path) -> None
     vectors = write_vectors(tmp_path / "v", ["x"], np.ones((1, 2)))
     data = write_users(tmp_path / "data", 3)
     with pytest.raises(DataError, match=r"embeddings of 1 users, and none of the 3 users"):
-        read_soft_users(
-            TrainRecipe(soft_user_tokens=2), opened.model, opened.tokenizer, data, vectors
-        )
+        read_soft_users(TrainRecipe(soft_user_tokens=2), opened.tokenizer, data, vectors)
 
 
 def test_the_projector_starts_by_seed_and_survives_a_checkpoint(
