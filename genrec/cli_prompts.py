@@ -173,6 +173,7 @@ def _build_totals(
 def _build_templates(templates: list[dict[str, Any]], counted: bool) -> Table:
     size = "tokens" if counted else "characters"
     table = Table("template", "task", "rows", f"{size} a row", "longest")
+    _show_whole(table)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in templates:
@@ -186,8 +187,15 @@ def _build_templates(templates: list[dict[str, Any]], counted: bool) -> Table:
     return table
 
 
+def _show_whole(table: Table) -> None:
+    """Break long names instead of cutting them: the recipe's `only` takes whole ids."""
+    for column in table.columns:
+        column.overflow = "fold"
+
+
 def _build_off(templates: list[dict[str, Any]]) -> Table:
     table = Table("template without rows", "task", "why")
+    _show_whole(table)
     for row in templates:
         table.add_row(row["template"], row["task"], escape(row["off"]))
     return table
@@ -195,6 +203,7 @@ def _build_off(templates: list[dict[str, Any]]) -> Table:
 
 def _build_longest(rows: list[dict[str, Any]]) -> Table:
     table = Table("longest rows of the sample", "size", "prompt")
+    _show_whole(table)
     for row in rows:
         size = (
             f"{row['characters']:,} characters"

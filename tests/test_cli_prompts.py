@@ -73,6 +73,21 @@ def test_a_plan_of_few_rows_in_characters() -> None:
     assert "-> [red]q" in text and "template without rows" not in text and " ..." in text
 
 
+def test_a_narrow_terminal_breaks_template_ids_and_cuts_none() -> None:
+    from rich.console import Console
+
+    from genrec.cli_prompts import _build_templates
+
+    name = "p5-rate-and-explain-with-a-long-name"
+    row = {"template": name, "task": "rating-explanation", "rows": 1, "characters": 1.0,
+           "longest": 1}  # fmt: skip
+    console = Console(width=60, record=True)
+    console.print(_build_templates([row], counted=False))
+    lines = console.export_text().splitlines()
+    cells = [line.split("\u2502")[1].strip() for line in lines if line.startswith("\u2502")]
+    assert "".join(cells) == name
+
+
 def test_lint_ends_with_1_on_faults_only(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     template = {"id": "mine", "task": "item-to-sid", "source": "x", "fields": ["title", "sid"],

@@ -7,13 +7,18 @@ gives few and long ones. Knows no task and no wording.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import (
+    ENGLISH_STOP_WORDS,
+    CountVectorizer,
+    TfidfTransformer,
+)
 
 from genrec.prompts.corpus import Corpus
 from genrec.prompts.render import CleanText, clean_text
@@ -23,7 +28,13 @@ OWN_COLUMNS = ("title", "brand", "categories", "description")
 MOST_ITEMS = 0.5
 """A word of more than this share of the items tells none from the others, and is no keyword."""
 
-_WORD = r"(?u)\b[^\W\d_]{3,}\b"
+_WORD = r"(?u)\b[^\W\d_]{3,}\b(?!['\u2019]t\b)"
+"""Not the first half of `wasn't`, which scikit-learn's list of stop words does not know."""
+
+_STOP_WORDS = sorted(
+    ENGLISH_STOP_WORDS | {"com", "http", "https", "www", "did", "does", "doing", "just"}
+)
+"""Pieces of addresses tell no item from another either, nor do these verbs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,7 @@ def _count_terms(corpus: Corpus) -> Terms:
 
 def _count_words(texts: list[str]) -> tuple[NDArray[np.str_], csr_matrix]:
     """Every word of the texts, and (R, V) how often each text has it."""
-    counter = CountVectorizer(stop_words="english", token_pattern=_WORD, dtype=np.float32)
+    counter = CountVectorizer(stop_words=_STOP_WORDS, token_pattern=_WORD, dtype=np.float32)
     analyze = counter.build_analyzer()
     if not any(analyze(text) for text in texts):  # scikit-learn refuses texts without a word
         return np.array([""]), csr_matrix((len(texts), 1), dtype=np.float32)
@@ -109,14 +120,22 @@ def _count_words(texts: list[str]) -> tuple[NDArray[np.str_], csr_matrix]:
 
 def join_own_texts(corpus: Corpus) -> list[str]:
     """Each item's own words, in item_index order."""
-    columns = [corpus.texts(column) for column in OWN_COLUMNS]
+    most = corpus.max_text_characters
+    columns = [_drop_cut_words(corpus.texts(column), most) for column in OWN_COLUMNS]
     return ["\n".join(texts) for texts in zip(*columns, strict=True)]
 
 
 def join_reviews(corpus: Corpus) -> list[str]:
     """The title and text of each choice's review, by place in the walks; empty without one."""
-    titles, texts = corpus.event_texts("review_title"), corpus.event_texts("review_text")
+    most = corpus.recipe.max_review_characters
+    titles = _drop_cut_words(corpus.event_texts("review_title"), most)
+    texts = _drop_cut_words(corpus.event_texts("review_text"), most)
     return [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
+
+
+def _drop_cut_words(texts: Sequence[str], most: int) -> list[str]:
+    """The texts without the last word where they are as long as allowed: half of it may be gone."""
+    return [(text.rpartition(" ")[0] or text) if len(text) >= most else text for text in texts]
 
 
 def find_item_keywords(corpus: Corpus) -> list[CleanText]:

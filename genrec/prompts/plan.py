@@ -97,6 +97,14 @@ def _plan_task(
     if number == 0:
         _warn_unusable(corpus, library, task, places[usable.sum(axis=1) == 0], subjects)
     choices = usable.sum(axis=0)
+    if number == 0 and not choices.any():
+        _log.warning(
+            "task %r writes no rows: %s",
+            name,
+            "every wording of it is off"
+            if len(subjects)
+            else f"no subject is left (min_history: {recipe.min_history}), or the data have none",
+        )
     generator = _make_generator(recipe, name, number)
     first = generator.integers(0, np.iinfo(np.int32).max, size=len(subjects))
     whole, part = divmod(recipe.tasks[name], 1.0)
@@ -118,8 +126,13 @@ def _warn_unusable(
         _log.warning(
             "template %r is off: no row has all its fields (%s)",
             library.templates[place].template.id,
-            f"without any value: {', '.join(missing)}" if missing else "never all of them at once",
+            _explain_missing(missing) if missing else "never all of them at once",
         )
+
+
+def _explain_missing(missing: list[str]) -> str:
+    hint = "; --users names a tokenizer of users" if "user_sid" in missing else ""
+    return f"without any value: {', '.join(missing)}{hint}"
 
 
 def find_missing(

@@ -8,7 +8,7 @@ ours. Knows no task.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,26 +51,31 @@ def name_most_frequent(
 
 
 def describe_ranges(corpus: Corpus, starts: IndexArray, ends: IndexArray) -> list[CleanText]:
-    """A preference from the choices in each range, such as `kinds Hats; brands Acme; words red`.
+    """A preference from the choices in each range: `Hats; products by Acme; the topics red, wool`.
+
+    It reads on after "likes" and stands as an answer alike.
 
     Args:
         corpus: its walks, items and training reviews.
         starts: (R,) places in the walks.
         ends: (R,) places in the walks; a range ends before it.
     """
-    parts = {
-        "kinds": name_most_frequent(corpus, find_kinds(corpus), starts, ends),
-        "brands": name_most_frequent(corpus, corpus.texts("brand"), starts, ends),
-        "words": read_range_keywords(corpus, starts, ends),
-    }
-    most = corpus.max_text_characters
-    rows: Iterable[tuple[CleanText, ...]] = zip(*parts.values(), strict=True)
-    return [
-        clean_text(
-            "; ".join(f"{name} {text}" for name, text in zip(parts, row, strict=True) if text), most
-        )
-        for row in rows
-    ]
+    rows: Iterable[tuple[CleanText, CleanText, CleanText]] = zip(
+        name_most_frequent(corpus, find_kinds(corpus), starts, ends),
+        name_most_frequent(corpus, corpus.texts("brand"), starts, ends),
+        read_range_keywords(corpus, starts, ends),
+        strict=True,
+    )
+    return [clean_text("; ".join(_name_parts(*row)), corpus.max_text_characters) for row in rows]
+
+
+def _name_parts(kinds: str, brands: str, words: str) -> Iterator[str]:
+    if kinds:
+        yield kinds
+    if brands:
+        yield f"products by {brands}"
+    if words:
+        yield f"the {'topics' if ',' in words else 'topic'} {words}"
 
 
 def find_described(corpus: Corpus) -> NDArray[np.bool_]:

@@ -212,7 +212,8 @@ def _explain_off(corpus: Corpus, library: Library, recipe: PromptsRecipe, place:
         return f"the data has nothing for {template.task} rows"
     missing = find_missing(corpus, library, task, place, subjects)
     if missing:
-        return f"no value for {', '.join(missing)}"
+        hint = "; give --users" if "user_sid" in missing else ""
+        return f"no value for {', '.join(missing)}{hint}"
     return "no row has all its fields, or none was drawn"
 
 

@@ -49,6 +49,29 @@ def test_item_keywords_are_the_words_that_tell_items_apart() -> None:
     assert find_item_queries(make_small())[2] == "brush plain brass"
 
 
+def make_titled(titles: list[str], **values: object) -> Corpus:
+    """Items of these titles and no other text, of which nothing was said."""
+    empty = pl.Series([""] * len(titles))
+    items = make_items(len(titles)).with_columns(
+        title=pl.Series(titles), brand=empty, categories=empty, description=empty
+    )
+    return make_corpus([[0, 1]], n_items=len(titles), items=items, events=pl.DataFrame(), **values)
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "\u2019"])
+def test_halves_of_words_and_pieces_of_addresses_are_no_keywords(apostrophe: str) -> None:
+    said = f"wasn{apostrophe}t tin of Amazon.com, Applebee{apostrophe}s; it does"
+    corpus = make_titled([said, "hat", "box", "bag"])
+    assert find_item_keywords(corpus)[0] == "amazon, applebee, tin"
+
+
+def test_a_word_that_the_limit_cut_is_no_keyword() -> None:
+    titles = ["velvet curtains", "hat", "box", "bag"]
+    assert find_item_keywords(make_titled(titles, max_text_characters=12))[0] == "velvet"
+    assert find_item_keywords(make_titled(titles, max_text_characters=6))[0] == "velvet"
+    assert find_item_keywords(make_titled(titles))[0] == "curtains, velvet"
+
+
 def test_a_word_of_most_items_is_no_keyword() -> None:
     corpus = make_corpus([[0, 1]], n_items=8)  # every title says "Lamp number"
     assert "lamp" not in find_terms(corpus).names
@@ -141,9 +164,16 @@ def test_preferences_name_what_comes_most_often() -> None:
     values = [CleanText(kind) for kind in kinds]
     assert name_most_frequent(corpus, values, start, end)[0] == "Kind 0, Kind 3"
     said = describe_ranges(corpus, start, end)
-    assert said[0].startswith("kinds Kind 0, Kind 3; brands Acme, Zed; words ")
+    assert said[0].startswith("Kind 0, Kind 3; products by Acme, Zed; the topics ")
     assert said[0].count(",") == 3
     assert find_described(corpus).all()
+
+
+def test_preferences_read_on_after_a_verb() -> None:
+    corpus = make_corpus([[0, 4, 3]], n_items=8, events=pl.DataFrame(), keywords=1)
+    assert describe_ranges(corpus, places(0), places(1)) == [
+        "Kind 0; products by Acme; the topic acme"
+    ]
 
 
 def test_preferences_of_those_who_chose_nothing_described() -> None:

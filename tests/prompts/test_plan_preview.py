@@ -57,6 +57,13 @@ def test_why_templates_are_off(
     off = {row["template"]: row["off"] for row in bare["templates"] if not row["rows"]}
     assert off["sid-to-item-title"] == off["item-to-sid-title"] == "no value for title"
     assert off["sequential-what-comes-after"] == "unseen: kept back for tests"
+    users = preview_rows(
+        adapt(recipe, templates=("sequential", "items", "openp5")),
+        write_data(WALKS, name="users"),
+        write_tokenizer(),
+    )
+    off_users = {row["template"]: row["off"] for row in users["templates"]}
+    assert off_users["openp5-next-known-user"] == "no value for user_sid; give --users"
     only = preview_rows(
         adapt(recipe, tasks={"sequential": 1}), write_data([[0]], name="x"), write_tokenizer()
     )

@@ -216,6 +216,20 @@ def test_templates_without_their_fields_are_off(
     assert artifact.manifest.facts["tasks"]["train"] == {"item-to-sid": 5, "sequential": 3}
     assert set(artifact.manifest.facts["templates"]) & {"item-to-sid-text"}
     assert "template 'sid-to-item-title' is off: no row has all its fields" in caplog.text
+    assert "task 'sid-to-item' writes no rows: every wording of it is off" in caplog.text
+
+
+def test_a_task_without_subjects_is_warned_of_once(
+    tmp_path: Path,
+    recipe: PromptsRecipe,
+    write_data: WriteData,
+    write_tokenizer: WriteTokenizer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    long = adapt(recipe, min_history=50, passes=2)
+    make_instructions(long, write_data(WALKS), write_tokenizer(), tmp_path / "out")
+    said = "task 'sequential' writes no rows: no subject is left (min_history: 50)"
+    assert caplog.text.count(said) == 1
 
 
 def test_nobody_to_validate_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import polars as pl
 import pytest
 
 from genrec.prompts.corpus import Corpus
@@ -122,6 +123,23 @@ def test_candidates_are_shown_by_id_by_title_and_by_number(corpus: Corpus) -> No
     assert read("next-choice", "title", corpus, place) == [f"Lamp number {right}"]
     assert TASKS["next-choice"].input_fields["candidates"].trusted
     assert not TASKS["next-choice"].input_fields["candidate_titles"].trusted
+
+
+def test_a_title_that_comes_twice_or_is_missing_is_no_answer() -> None:
+    titles = ["Lamp", "Lamp", "", "Hat", "Bag", "Box", "Rug", "Pan"]
+    items = make_items(8).with_columns(title=pl.Series(titles))
+    corpus = make_corpus([[3, 0, 4, 2, 5]], n_items=8, items=items, candidates=4)
+    for task, field in (
+        ("next-choice", "candidate_titles"),
+        ("next-choice", "candidates_numbered"),
+        ("pairwise", "first_title"),
+        ("keyword-rerank", "candidate_keywords"),
+    ):
+        assert find_subjects(task, corpus, field).tolist() == [2, 4], task
+    assert find_subjects("next-choice", corpus, "candidates").tolist() == [1, 2, 3, 4]
+    # A list may hold three right ones, and each must be told from the rest.
+    assert find_subjects("listwise", corpus, "chosen").tolist() == [1, 2, 3]
+    assert not len(find_subjects("listwise", corpus, "chosen_titles"))
 
 
 def test_pairs_put_the_answer_first_as_often_as_second(corpus: Corpus) -> None:

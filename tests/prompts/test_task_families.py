@@ -139,6 +139,7 @@ def test_data_without_ratings_and_reviews_switch_the_families_off(
             assert template.id not in used
             if template.mark == "seen":
                 assert f"template {template.id!r} is off" in caplog.text
+    assert "user_sid; --users names a tokenizer of users)" in caplog.text
     assert {"pair-ids", "ctr-ids", "p5-next-choice-plain", "list-rank", "why-kind"} <= used.keys()
     assert artifact.manifest.facts["tasks"]["train"].keys() == (
         library.tasks.keys() - set(RATED) - set(REVIEWED)

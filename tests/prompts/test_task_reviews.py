@@ -123,3 +123,13 @@ def test_an_item_too_long_ago_is_not_named() -> None:
 def test_reasons_are_not_in_the_question() -> None:
     shown = TASKS["explain-recommendation"].input_fields
     assert not {"brand", "categories", "text", "description", "review_title"} & shown.keys()
+
+
+def test_an_item_that_the_token_limit_drops_is_not_named() -> None:
+    walk = [0, 1, 2, 3]  # items 0 and 3 are of one brand
+    assert find_mates(make_corpus([walk]), "brand").tolist() == [-1, -1, -1, 0]
+    short = make_corpus([walk], max_history_tokens=10)
+    assert find_mates(short, "brand").tolist() == [-1, -1, -1, -1]
+    assert not len(find_subjects("explain-recommendation", short, "shared_brand"))
+    wide = make_corpus([walk], max_history_tokens=1000)
+    assert find_mates(wide, "brand").tolist() == [-1, -1, -1, 0]

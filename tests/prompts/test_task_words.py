@@ -85,7 +85,7 @@ def test_preferences_are_of_what_came_before_the_last_choice() -> None:
         "Kind 0, Kind 3",
     ]
     text = read("history-to-preference", "preference", corpus, subjects)[0]
-    assert text.startswith("kinds Kind 0, Kind 1; brands Acme, Zed; words ")
+    assert text.startswith("Kind 0, Kind 1; products by Acme, Zed; the topic ")
     users, items = TASKS["history-to-preference"].find_owners(corpus, subjects)
     assert (users.tolist(), items.tolist()) == ([0, 1], [-1, -1])
 
@@ -96,7 +96,7 @@ def test_the_users_own_preference_comes_first() -> None:
     for task in ("history-to-preference", "user-to-preference", "preference-to-user"):
         texts = read(task, "preference", corpus, find_subjects(task, corpus, "preference"))
         assert texts[0] == "likes light"
-        assert texts[1].startswith("kinds Kind 0")
+        assert texts[1].startswith("Kind 0")
 
 
 def test_a_users_whole_walk_makes_the_preference_of_the_index() -> None:
@@ -104,7 +104,7 @@ def test_a_users_whole_walk_makes_the_preference_of_the_index() -> None:
     rows = find_subjects("user-to-preference", corpus)
     assert rows.tolist() == [0, 1]
     text = read("user-to-preference", "preference", corpus, rows)[0]
-    assert text.startswith("kinds Kind 0, Kind 1, Kind 2; brands Acme, Zed, Blue")
+    assert text.startswith("Kind 0, Kind 1, Kind 2; products by Acme, Zed, Blue")
     assert read("preference-to-user", "user_sid", corpus, rows) == ["<ua_0><ub_0>", "<ua_1><ub_0>"]
     users, items = TASKS["user-to-preference"].find_owners(corpus, rows)
     assert (users.tolist(), items.tolist()) == ([0, 1], [-1, -1])

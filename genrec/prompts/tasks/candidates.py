@@ -7,9 +7,11 @@ place among the wrong ones alike. Owns what a row offers and in which order.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genrec.prompts.chance import draw_numbers
 from genrec.prompts.corpus import Corpus
@@ -18,8 +20,8 @@ from genrec.prompts.recipe import PromptsRecipe, Template
 from genrec.prompts.render import UNTITLED, CleanText, join_sids, join_titles
 from genrec.prompts.tasks.places import PAST_FIELDS, USER_FIELDS, find_places
 from genrec.prompts.tasks.sequential import find_chosen, find_targets, find_walkers
-from genrec.prompts.tasks.task import Field, Task, item_field, sid_field
-from genrec.prompts.tasks.yes_no import has_spare, has_titled_spare
+from genrec.prompts.tasks.task import Field, FindFilled, Task, item_field, sid_field
+from genrec.prompts.tasks.yes_no import has_spare
 from genrec.types import IndexArray
 
 FindLists = Callable[[Corpus, IndexArray], IndexArray]
@@ -123,7 +125,29 @@ def _read_sids(find: FindLists) -> Field:
     return Field(read, has_spare, trusted=True)
 
 
-def _read_titles(find: FindLists) -> Field:
+def _find_right(corpus: Corpus, subjects: IndexArray) -> IndexArray:
+    return find_chosen(corpus, subjects)[:, None]
+
+
+def _find_lone(corpus: Corpus) -> NDArray[np.bool_]:
+    """(N + 1,) whether each item alone has its title; true at the end, where -1 leads."""
+    titles = corpus.texts("title")
+    uses = Counter(titles)
+    return np.array([*(bool(text) and uses[text] == 1 for text in titles), True], dtype=np.bool_)
+
+
+def _has_lone_titles(find: FindLists) -> FindFilled:
+    """Whether titles tell the right items from the others: one that comes twice has no answer."""
+
+    def find_filled(corpus: Corpus, subjects: IndexArray) -> NDArray[np.bool_]:
+        lone = corpus.remember("candidates.lone", lambda: _find_lone(corpus))
+        told = lone[find(corpus, subjects)].all(axis=1)
+        return np.asarray(has_spare(corpus, subjects) & told, dtype=np.bool_)
+
+    return find_filled
+
+
+def _read_titles(find: FindLists, find_right: FindLists = _find_right) -> Field:
     def read(corpus: Corpus, template: Template, subjects: IndexArray) -> list[str]:
         titles, separator = corpus.texts("title"), template.separator
         return [
@@ -131,10 +155,10 @@ def _read_titles(find: FindLists) -> Field:
             for row in find(corpus, subjects).tolist()
         ]
 
-    return Field(read, has_titled_spare)
+    return Field(read, _has_lone_titles(find_right))
 
 
-def _read_numbered(find: FindLists) -> Field:
+def _read_numbered(find: FindLists, find_right: FindLists) -> Field:
     def read(corpus: Corpus, template: Template, subjects: IndexArray) -> list[str]:
         titles, separator = corpus.texts("title"), template.separator
         return [
@@ -148,7 +172,7 @@ def _read_numbered(find: FindLists) -> Field:
             for row in find(corpus, subjects).tolist()
         ]
 
-    return Field(read, has_titled_spare)
+    return Field(read, _has_lone_titles(find_right))
 
 
 def _read_place(find: FindLists, names: list[str]) -> Field:
@@ -182,11 +206,11 @@ def _warn_few(find: FindSubjects) -> FindSubjects:
     return find_subjects
 
 
-def _list_fields(find: FindLists) -> dict[str, Field]:
+def _list_fields(find: FindLists, find_right: FindLists = _find_right) -> dict[str, Field]:
     return {
         "candidates": _read_sids(find),
-        "candidate_titles": _read_titles(find),
-        "candidates_numbered": _read_numbered(find),
+        "candidate_titles": _read_titles(find, find_right),
+        "candidates_numbered": _read_numbered(find, find_right),
     }
 
 
@@ -213,12 +237,12 @@ CANDIDATE_TASKS: dict[str, Task] = {
     "listwise": Task(
         _find_list_subjects,
         _find_list_owners,
-        {**_WHO, **_list_fields(find_lists)},
+        {**_WHO, **_list_fields(find_lists, find_next_choices)},
         {
             "ranked": _read_sids(find_rankings),
-            "ranked_titles": _read_titles(find_rankings),
+            "ranked_titles": _read_titles(find_rankings, find_next_choices),
             "chosen": _read_sids(find_next_choices),
-            "chosen_titles": _read_titles(find_next_choices),
+            "chosen_titles": _read_titles(find_next_choices, find_next_choices),
         },
     ),
 }

@@ -26,6 +26,7 @@ from genrec.prompts.tasks.ratings import RATING, SCALE_FIELDS
 from genrec.prompts.tasks.reviews import title_apart
 from genrec.prompts.tasks.sequential import find_targets, find_walkers
 from genrec.prompts.tasks.task import Field, Task, choose
+from genrec.prompts.windows import find_windows
 from genrec.types import IndexArray
 
 FEWEST_CHARACTERS = 12  # shorter sentences ("Great!", "Love it.") say what was felt, not why
@@ -34,6 +35,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _FEWEST_USES = 2  # a word that one review alone uses is a name or a slip
 _PATH_SEPARATOR = " > "
+_DEAREST = Template(
+    id="dearest",
+    task="explain-recommendation",
+    source="no wording: its history costs as much as any",
+    input="-",
+    target="-",
+    fields=("history", "history_titles"),
+    separator="; ",
+)
 
 
 def find_explanation(review: str) -> CleanText:
@@ -98,7 +108,8 @@ def find_mates(corpus: Corpus, column: str) -> IndexArray:
     """(M,) for each place in the walks the latest earlier one of a like item; -1 without one.
 
     Like items have the same value in a column of the catalogue and are not the same item. Only
-    the last `max_history` choices count, because a row shows no others.
+    choices that a row shows count: the last `max_history`, and within `max_history_tokens` those
+    that fit with ids and titles both, so that no wording names an item that it does not show.
     """
     return corpus.remember(f"explanations.mates.{column}", lambda: _find_mates(corpus, column))
 
@@ -118,6 +129,9 @@ def _find_mates(corpus: Corpus, column: str) -> IndexArray:
     )
     mates = np.full(len(keys), -1, dtype=np.int64)
     mates[after[alike]] = before[alike]
+    if corpus.recipe.max_history_tokens is not None:
+        starts = find_windows(corpus, _DEAREST, np.arange(len(keys), dtype=np.int64))
+        mates[mates < starts] = -1
     return mates
 
 
