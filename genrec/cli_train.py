@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from genrec.errors import RecipeError
 from genrec.recipe import split_values
 from genrec.terminal import DataDir, Force, OutDir, TokenizerDir, Values, out_console, run_step
 
@@ -54,10 +55,21 @@ def train(
         return
     inputs = {"data": data, "tokenize": tokenizer, "prompts": instructions}
     if base is not None:
+        _check_base(base)
         inputs["base"] = base
     if user_vectors is not None:
         inputs["user_vectors"] = user_vectors
     run_step("train", values, inputs, out, force)
+
+
+def _check_base(base: Path) -> None:
+    from genrec.manifest import MANIFEST
+
+    if base.is_dir() and not (base / MANIFEST).is_file():
+        raise RecipeError(
+            f"--base {base} is no output of `genrec base` or `genrec train` (it has no "
+            f"{MANIFEST}); for any other checkpoint directory write base={base}"
+        )
 
 
 def build_estimate(found: Estimate) -> Table:
@@ -77,9 +89,8 @@ def build_estimate(found: Estimate) -> Table:
     table.add_row("updates", f"{found.updates:,}")
     table.add_row("tokens", f"{found.tokens:,}")
     table.add_row("operations", f"{found.flops:.2e}")
-    here = (
-        "not tried (qlora, or too large)" if found.seconds is None else _format_time(found.seconds)
-    )
+    seconds = found.seconds
+    here = "not tried: too large, or qlora" if seconds is None else _format_time(seconds)
     table.add_row("time here, from timed steps", here)
     table.add_row("on one H100 at 40% of 989 TFLOP/s", _format_time(found.h100_seconds))
     return table

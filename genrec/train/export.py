@@ -148,8 +148,13 @@ def _write_adapter(model: PeftModel, tokenizer: Any, account: Account, out: Path
     config.target_modules = sorted(config.target_modules)
     bare = recipe.token_rows == "frozen" and recipe.method != "dora"
     if not bare:
+        named, config.base_model_name_or_path = (
+            config.base_model_name_or_path,
+            account.settings["base"],
+        )
         # The vocabulary did grow, but its new rows are in the adapter, as rows.
         model.save_pretrained(str(out / ADAPTER_FOLDER), save_embedding_layers=False)
+        config.base_model_name_or_path = named  # PEFT warns where it is not the model's own name
         # PEFT's card is a form to fill in; the one above it says what is in the folder.
         (out / ADAPTER_FOLDER / CARD_FILE).unlink()
     if recipe.export_base:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils
 
 from genrec.errors import ModelError, RecipeError
 from genrec.manifest import read_json, write_json
 from genrec.recipe import suggest_name
+from genrec.train.checkpoint import choose_dtype
 from genrec.train.recipe import TrainRecipe
 from genrec.train.settings import count_interval, name_score
 from genrec.train.tally import group_figures
@@ -116,12 +118,7 @@ class Monitor(TrainerCallback):
             return
         loss = values.get("loss", values.get("eval_loss", 0.0))
         if not math.isfinite(loss):
-            raise ModelError(
-                f"the loss is {loss} at update {state.global_step}; lower learning_rate (now "
-                f"{self._recipe.learning_rate:g}) or raise warmup, set gradient_clip: 1.0, and use "
-                f"{self._advise_precision()} if it happens again. The last checkpoint is from "
-                f"before it"
-            )
+            raise ModelError(self._explain_loss(loss, state.global_step))
         if self._recipe.precision == "fp16" and not math.isfinite(values.get("grad_norm", 0.0)):
             # The loss scaler leaves such an update out and halves its scale. A few are its way of
             # finding the scale; NaN is no number that JSON has.
@@ -184,6 +181,19 @@ class Monitor(TrainerCallback):
     def _find_best(self, scores: list[float]) -> int:
         """The first of the best, which is the one that the Trainer keeps."""
         return scores.index(min(scores) if self._recipe.stop_metric == "loss" else max(scores))
+
+    def _explain_loss(self, loss: float, update: int) -> str:
+        recipe = self._recipe
+        ways = [f"lower learning_rate (now {recipe.learning_rate:g}) or raise warmup"]
+        if recipe.gradient_clip != 1.0:
+            ways.append(f"set gradient_clip: 1.0 (now {recipe.gradient_clip:g})")
+        is_half = recipe.precision in ("fp16", "bf16")
+        if is_half or choose_dtype(recipe.precision) != torch.float32:
+            ways.append(f"use {self._advise_precision()} if it happens again")
+        return (
+            f"the loss is {loss} at update {update}; {', '.join(ways)}. The last checkpoint, if "
+            f"there is one, is from before it"
+        )
 
     def _advise_precision(self) -> str:
         if self._recipe.precision == "fp16":

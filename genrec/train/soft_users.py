@@ -42,12 +42,16 @@ _log = logging.getLogger(__name__)
 class TrainedUsers:
     """The users of a run: their embeddings by user_index, and how prompts ask for them.
 
+    Attributes:
+        is_new: whether the base's tokenizer lacked the mark, whose row it must be given.
+
     Shapes:
         by_index: (users of the data, dimensions) float32.
     """
 
     known: UserVectors
     by_index: torch.Tensor
+    is_new: bool = True
 
     def find_shown(self, ids: torch.Tensor, token_users: torch.Tensor) -> torch.Tensor:
         """The embeddings of the users whom a batch shows, in the order of their marks.
@@ -100,9 +104,15 @@ def read_soft_users(
 
     Raises:
         ArtifactError: `user_vectors` is no complete embeddings artefact.
-        DataError: it is of none of the data's users, or holds values that are not finite.
+        DataError: it is not of users, of none of the data's users, or holds values that are not
+            finite.
     """
     embedded = load_embeddings(user_vectors)
+    if embedded.subject != "users":
+        raise DataError(
+            f"{user_vectors} holds embeddings of {embedded.subject}, not of users; make it with "
+            f"`genrec embed subject=users` from this data"
+        )
     user_ids = pl.read_parquet(data / "users.parquet").sort("user_index")["user_id"].to_list()
     row_of = {user_id: row for row, user_id in enumerate(embedded.item_ids)}
     found = [user_id for user_id in user_ids if user_id in row_of]
@@ -120,20 +130,23 @@ def read_soft_users(
             f"{len(user_ids) - len(found):,}",
             f"{len(user_ids):,}",
         )
-    tokenizer.add_tokens([AddedToken(USER_MARK, normalized=False, special=False)])
+    is_new = tokenizer.add_tokens([AddedToken(USER_MARK, normalized=False, special=False)]) > 0
     token_id = int(tokenizer.convert_tokens_to_ids(USER_MARK))
     known = UserVectors(tuple(found), vectors, token_id, recipe.soft_user_tokens)
-    return TrainedUsers(known, torch.from_numpy(known.find(user_ids)))
+    return TrainedUsers(known, torch.from_numpy(known.find(user_ids)), is_new)
 
 
-def add_mark(model: Any, tokenizer: Any, token_id: int) -> None:
-    """Give the model a row for the mark.
+def add_mark(model: Any, tokenizer: Any, users: TrainedUsers) -> None:
+    """Give the model a row for the mark, unless it had one: an adapter's base stays as it is.
 
     Args:
         model: the base, extended by all other tokens.
         tokenizer: has the mark already.
-        token_id: of the mark.
+        users: whose mark it is.
     """
+    if not users.is_new:
+        return
+    token_id = users.known.token_id
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -133,7 +133,7 @@ def make_model(
     soft = None
     if user_vectors is not None:
         soft = read_soft_users(recipe, checkpoint.tokenizer, data, user_vectors)
-        add_mark(checkpoint.model, checkpoint.tokenizer, soft.known.token_id)
+        add_mark(checkpoint.model, checkpoint.tokenizer, soft)
     rows, valid_rows = encode_splits(recipe, checkpoint, instructions, soft)
     model = prepare_model(checkpoint.model, recipe, extension.flat_ids())
     if soft is not None:
@@ -312,7 +312,12 @@ def _forget_other_base(folder: Path, source: str) -> None:
     state = PartialState()
     if state.is_main_process:
         path = folder / _BASE_FILE
-        values = {"base": str(Path(source).resolve()) if Path(source).exists() else source}
+        stats = [(file.name, file.stat()) for file in sorted(Path(source).glob("*.safetensors"))]
+        values = {
+            "base": str(Path(source).resolve()) if Path(source).exists() else source,
+            # A base trained anew lies where the old one lay.
+            "weights": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != values:
             _log.info("train: the unfinished run had another base model; starting clean")
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -32,6 +32,8 @@ MARK, N_TOKENS, DIMENSIONS = 7, 2, 5
 class FakeTokenizer:
     """Only knows the mark."""
 
+    unk_token_id = None
+
     def convert_tokens_to_ids(self, token: str) -> int:
         assert token == USER_MARK
         return MARK
@@ -141,6 +143,19 @@ def test_files_of_another_model_are_refused(model, vectors, tmp_path: Path) -> N
     save_users(other, UserVectors(("a", "b", "c"), vectors, MARK, N_TOKENS), tmp_path)
     with pytest.raises(ArtifactError, match="was not trained with this model"):
         load_users(model, FakeTokenizer(), tmp_path)
+
+
+@pytest.mark.parametrize("found", [None, 3])
+def test_a_tokenizer_without_the_mark_is_refused(model, vectors, tmp_path: Path, found) -> None:
+    class Lacking:
+        unk_token_id = 3
+
+        def convert_tokens_to_ids(self, token: str) -> int | None:
+            return found
+
+    save_users(find_users(model), UserVectors(("u0",), vectors[:1], MARK, N_TOKENS), tmp_path)
+    with pytest.raises(ArtifactError, match=r"lacks it; restore its tokenizer\.json"):
+        load_users(build_model("qwen3"), Lacking(), tmp_path)
 
 
 def test_vectors_are_checked(vectors) -> None:

@@ -104,11 +104,19 @@ def make_rows(n_rows: int, n_items: int, seed: int) -> list[dict[str, Any]]:
 
 
 def write_instructions(
-    out: Path, data: Artifact, tokenizer: Artifact, n_rows: int = 48, n_items: int = 40
+    out: Path,
+    data: Artifact,
+    tokenizer: Artifact,
+    n_rows: int = 48,
+    n_items: int = 40,
+    *,
+    n_passes: int = 1,
 ) -> Artifact:
     inputs = {"data": data, "tokenize": tokenizer}
     with write_artifact(out, step="prompts", recipe=Recipe(), inputs=inputs) as work:
         rows = make_rows(max(n_rows, 1), n_items, 0)
+        if n_passes > 1:
+            rows = [row | {"pass": number % n_passes} for number, row in enumerate(rows)]
         Dataset.from_list(rows).select(range(n_rows)).save_to_disk(str(work.path / "train"))
         valid = make_rows(12, n_items, 1)
         Dataset.from_list(valid).save_to_disk(str(work.path / "valid"))

@@ -138,6 +138,24 @@ def test_lora_holds_what_vllm_takes_and_the_adapter_as_trained_is_there_too(
     assert torch.allclose(read_logits(found, shared), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_every_adapter_names_its_base_by_its_whole_path(
+    method: str,
+    bases: Bases,
+    inputs: Inputs,
+    short: TrainRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = bases("qwen3")
+    monkeypatch.chdir(base.parent)
+    recipe = short.model_copy(update={"method": method, "max_steps": 1})
+    out = make(recipe, Path(base.name), inputs, tmp_path / "model")
+    for folder, named in (("adapter", base), ("lora", out / "base")):
+        config = json.loads((out / folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(named.resolve())
+
+
 def test_the_parts_of_a_model_in_several_files_fit(
     bases: Bases,
     inputs: Inputs,

@@ -55,6 +55,18 @@ def test_a_loss_that_is_not_finite_names_another_precision(
         log_values(monitor, tmp_path, **{name: float("inf")})
 
 
+def test_a_loss_that_is_not_finite_names_no_value_that_is_set_already(
+    recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    monitor = make_monitor(recipe.model_copy(update={"precision": "fp32"}), tmp_path)
+    with pytest.raises(ModelError, match=r"the loss is nan") as caught:
+        log_values(monitor, tmp_path, loss=float("nan"))
+    assert "fp32" not in str(caught.value) and "gradient_clip" not in str(caught.value)
+    monitor = make_monitor(recipe.model_copy(update={"gradient_clip": 0.0}), tmp_path)
+    with pytest.raises(ModelError, match=r"set gradient_clip: 1.0 \(now 0\)"):
+        log_values(monitor, tmp_path, loss=float("nan"))
+
+
 def test_updates_that_overflow_fp16_are_said_and_no_json_is_broken(
     recipe: TrainRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

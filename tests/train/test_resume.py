@@ -6,11 +6,13 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from genrec.artifact import load_artifact
 from genrec.errors import ModelError
 from genrec.manifest import read_json, write_json
 from genrec.train.recipe import TrainRecipe
@@ -24,7 +26,7 @@ from genrec.train.resume import (
     point_best,
     publish_checkpoint,
 )
-from tests.train.made_inputs import Inputs
+from tests.train.made_inputs import Inputs, write_instructions
 from tests.train.made_runs import command, environment
 
 
@@ -108,9 +110,14 @@ LORA = {"method": "lora", "row_warmup": 0.4, "row_learning_rate": 0.03}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [LORA, {"method": "full"}], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("changes", "n_passes"),
+    [(LORA, 1), ({"method": "full"}, 1), ({"method": "lora"}, 3)],
+    ids=["lora", "full", "passes"],
+)
 def test_killed_anywhere_the_run_ends_the_same(
     changes: dict[str, object],
+    n_passes: int,
     bases: Callable[[str], Path],
     inputs: Inputs,
     recipe: TrainRecipe,
@@ -119,6 +126,10 @@ def test_killed_anywhere_the_run_ends_the_same(
     values = {"dropout": 0.1, "max_steps": 11, "save_every": 5.0, "eval_every": 3.0}
     values |= {"batch_size": 4, "gradient_accumulation": 2, "packing": True, **changes}
     recipe = recipe.model_copy(update=values)
+    if n_passes > 1:
+        made = [load_artifact(path) for path in (inputs.data, inputs.tokenizer)]
+        rows = write_instructions(tmp_path / "rows", *made, n_passes=n_passes)
+        inputs = replace(inputs, instructions=rows.path)
     for name, points in (("whole", ""), ("killed", POINTS)):
         done = subprocess.run(
             [sys.executable, *command(recipe, bases("qwen3"), inputs, tmp_path / name)],

@@ -21,6 +21,7 @@ from genrec.recipe import Recipe
 from genrec.recommender import Recommender
 from genrec.tokenizers.vectors import write_shards
 from genrec.train.batches import Collator
+from genrec.train.estimate import estimate_run
 from genrec.train.monitor import Monitor
 from genrec.train.recipe import TrainRecipe
 from genrec.train.rows import EncodedRow, EncodedRows, pack_rows
@@ -113,9 +114,9 @@ def test_agreement_is_silent() -> None:
     check_soft_users(TrainRecipe(soft_user_tokens=2), instructions(True), Path("v"))
 
 
-def write_vectors(out: Path, ids: list[str], vectors: np.ndarray) -> Path:
+def write_vectors(out: Path, ids: list[str], vectors: np.ndarray, subject: str = "users") -> Path:
     with write_artifact(out, step="embed", recipe=Recipe()) as work:
-        work.facts["subject"] = "users"
+        work.facts["subject"] = subject
         write_shards(iter([vectors.astype(np.float32)]), work.path)
         pl.DataFrame({"item_id": ids}).write_parquet(work.path / "items.parquet")
     return out
@@ -146,7 +147,8 @@ def test_users_without_an_embedding_are_the_mean(
     assert "1 of 3 users have no embedding" in caplog.text
     token = opened.tokenizer.convert_tokens_to_ids("<|genrec_user|>")
     assert users.known.token_id == token
-    add_mark(opened.model, opened.tokenizer, token)
+    assert users.is_new
+    add_mark(opened.model, opened.tokenizer, users)
     assert opened.model.get_input_embeddings().weight.shape[0] > token
 
 
@@ -177,6 +179,45 @@ def test_a_model_without_users_saves_nothing(opened: Any, tmp_path: Path) -> Non
     save_projector(opened.model, tmp_path)
     load_projector(opened.model, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_of_items_are_refused(opened: Any, tmp_path: Path) -> None:
+    # Ids of items and users are often the same small numbers.
+    vectors = write_vectors(tmp_path / "v", ["u0"], np.ones((1, 2)), subject="items")
+    data = write_users(tmp_path / "data", 3)
+    with pytest.raises(DataError, match=r"holds embeddings of items, not of users"):
+        read_soft_users(TrainRecipe(soft_user_tokens=2), opened.tokenizer, data, vectors)
+
+
+def test_a_base_that_has_the_mark_keeps_its_row(opened: Any, tmp_path: Path) -> None:
+    vectors = write_vectors(tmp_path / "v", ["u0"], np.ones((1, 2)))
+    data, recipe = write_users(tmp_path / "data", 3), TrainRecipe(soft_user_tokens=2)
+    users = read_soft_users(recipe, opened.tokenizer, data, vectors)
+    add_mark(opened.model, opened.tokenizer, users)
+    rows = opened.model.get_input_embeddings().weight.data
+    rows[users.known.token_id] = 7.0
+    again = read_soft_users(recipe, opened.tokenizer, data, vectors)
+    assert not again.is_new
+    add_mark(opened.model, opened.tokenizer, again)
+    assert bool((rows[users.known.token_id] == 7.0).all())
+
+
+def test_an_estimate_counts_the_projector_and_the_soft_tokens(
+    told_apart: dict[str, Path], bases: Any, tmp_path: Path
+) -> None:
+    recipe = TrainRecipe(
+        rank=4, dropout=0.0, batch_size=20, epochs=1, eval_every=0, precision="fp32",
+        soft_user_tokens=2,
+    )  # fmt: skip
+    inputs = [told_apart[name] for name in ("instructions", "tokenizer", "data")]
+    words = {"user_vectors": told_apart["vectors"]}
+    found = estimate_run(recipe, bases("qwen3"), *inputs, **words)
+    made = make_model(recipe, bases("qwen3"), *inputs, tmp_path / "model", **words)
+    facts = made.manifest.facts
+    assert (found.parameters, found.trained) == (facts["parameters"], facts["trained_parameters"])
+    assert (found.updates, found.tokens) == (facts["updates"], facts["tokens"])
+    with pytest.raises(RecipeError, match="give --user-vectors"):
+        estimate_run(recipe, bases("qwen3"), *inputs)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrec.artifact import load_artifact
@@ -178,6 +179,24 @@ def test_killed_step_resumes_and_another_base_starts_clean(
     whole = make(recipe, bases("llama"), inputs, tmp_path / "whole")
     files = [a.manifest.files["model.safetensors"].sha256 for a in (artifact, whole)]
     assert files[0] == files[1]
+
+
+def test_a_base_that_was_trained_anew_starts_clean(
+    bases: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(bases("qwen3"), base)
+    step._forget_other_base(tmp_path, str(base))
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    with caplog.at_level(logging.INFO):
+        step._forget_other_base(tmp_path, str(base))
+        assert "starting clean" not in caplog.text
+        assert (tmp_path / "checkpoints").exists()
+        weights = load_file(base / "model.safetensors")
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt", "made": "anew"})
+        step._forget_other_base(tmp_path, str(base))
+    assert "had another base model; starting clean" in caplog.text
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_inputs_that_do_not_belong_together_are_refused(

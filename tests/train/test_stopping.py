@@ -31,7 +31,7 @@ from genrec.train.checkpoint import load_checkpoint
 from genrec.train.export import read_catalogue
 from genrec.train.monitor import Monitor
 from genrec.train.recipe import TrainRecipe
-from genrec.train.soft_users import add_projector, read_soft_users
+from genrec.train.soft_users import add_mark, add_projector, read_soft_users
 from genrec.train.step import make_model
 from genrec.train.stopping import Questions, StopMetric, ask_users, check_whole
 from genrec.train.trainer import CompletionTrainer
@@ -39,7 +39,6 @@ from genrec.train.users import read_users
 from genrec.train.vocabulary import extend_vocabulary
 from tests.train.made_inputs import CODEBOOKS, Inputs
 from tests.train.made_users import (
-    N_ITEMS,
     N_USERS,
     make_prompt,
     walk_of,
@@ -236,7 +235,8 @@ def test_soft_users_are_shown(
     extension = extend_vocabulary(
         model, tokenizer, CODEBOOKS, catalogue.texts, catalogue.codes, noise=0.1, seed=0
     )
-    soft = read_soft_users(recipe, model, tokenizer, walks.data, vectors)
+    soft = read_soft_users(recipe, tokenizer, walks.data, vectors)
+    add_mark(model, tokenizer, soft)
     model = prepare_model(model, recipe, extension.flat_ids())
     add_projector(model, soft, 0)
     data = load_artifact(walks.data)
@@ -249,17 +249,6 @@ def test_soft_users_are_shown(
     with torch.no_grad():
         model.soft_users.last.weight.mul_(-30)
     assert metric.measure(Accelerator(cpu=True)) != before
-
-
-def test_a_list_longer_than_the_catalogue_is_measured(
-    start: Start, stopping_recipe: TrainRecipe
-) -> None:
-    recipe = stopping_recipe.model_copy(update={"stop_metric": f"HR@{N_ITEMS + 5}"})
-    _, metric, questions = start(recipe)
-    expected = np.mean(
-        [target[0] not in seen for target, seen in zip(questions.targets, questions.seen)]  # noqa: B905
-    )
-    assert metric.measure(Accelerator(cpu=True)) == pytest.approx(expected)
 
 
 def test_nobody_to_ask_is_an_error(start: Start, stopping_recipe: TrainRecipe) -> None:
@@ -294,6 +283,11 @@ def test_prompts_that_the_model_cannot_take_are_found_before_training(
     monkeypatch.setattr(stopping, "max_positions", lambda _: 10)
     with pytest.raises(DataError, match=r"of up to \d+ tokens, and the base model takes 8; lower"):
         start(stopping_recipe)
+
+
+def test_more_answers_than_items_are_refused(start: Start, stopping_recipe: TrainRecipe) -> None:
+    with pytest.raises(RecipeError, match=r"HR@41 looks at more answers than the catalogue's 40"):
+        start(stopping_recipe.model_copy(update={"stop_metric": "HR@41"}))
 
 
 def test_an_adapter_on_the_head_is_refused(start: Start, stopping_recipe: TrainRecipe) -> None:
