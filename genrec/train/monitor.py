@@ -167,11 +167,18 @@ class Monitor(TrainerCallback):
             write_json(Path(str(args.output_dir)) / _CLOCK_FILE, {"seconds": self._seconds()})
 
     def has_stopped(self, state: TrainerState) -> bool:
-        """Whether the last `patience` validations were no better than one before."""
+        """Whether the last `patience` validations were no better than one before.
+
+        Of equal scores the one with the lower loss is better: on a large catalogue nobody's answer
+        is right at first, and a model that learns must not be stopped for that.
+        """
         scores = _list_scores(state, self._score)
         if not scores or not self._recipe.patience:
             return False
-        return len(scores) - 1 - self._find_best(scores) >= self._recipe.patience
+        sign = -1.0 if self._recipe.stop_metric == "loss" else 1.0
+        losses = _list_scores(state, "eval_loss")
+        ranks = [(sign * score, -loss) for score, loss in zip(scores, losses, strict=True)]
+        return len(ranks) - 1 - ranks.index(max(ranks)) >= self._recipe.patience
 
     def find_loss(self, state: TrainerState) -> float | None:
         """The validation loss of the best weights; None without validation."""

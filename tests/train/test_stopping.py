@@ -332,7 +332,7 @@ def test_patience_and_the_best_weights_go_by_the_metric(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    values = iter([0.1, 0.4, 0.4, 0.2, 0.3])
+    values = iter([0.1, 0.4, 0.3, 0.2, 0.3])
     monkeypatch.setattr(StopMetric, "measure", lambda *_: next(values))
     changes = {"patience": 2, "eval_every": 1.0, "max_steps": 20}
     with caplog.at_level(logging.INFO):
@@ -389,6 +389,15 @@ def test_greater_is_better_only_for_metrics(recipe: TrainRecipe, tmp_path: Path)
         assert monitor.find_loss(state) == loss
         assert monitor.has_stopped(state) == stopped
         assert monitor.find_loss(TrainerState()) is None
+
+
+def test_nobody_right_yet_is_no_reason_to_stop(recipe: TrainRecipe, tmp_path: Path) -> None:
+    chosen = recipe.model_copy(update={"stop_metric": "HR@10", "patience": 2})
+    monitor = Monitor(chosen, tmp_path / "log", 10)
+    falling = [{"eval_loss": 3.0 - step, "eval_HR@10": 0.0, "step": step} for step in range(3)]
+    assert not monitor.has_stopped(TrainerState(log_history=falling))
+    rising = [{"eval_loss": 3.0 + step, "eval_HR@10": 0.0, "step": step} for step in range(3)]
+    assert monitor.has_stopped(TrainerState(log_history=rising))
 
 
 @pytest.mark.slow
