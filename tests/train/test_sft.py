@@ -11,21 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
 
 from genrec.errors import ModelError, RecipeError
-from genrec.train.adapter import count_parameters, merge_adapter, prepare_model
+from genrec.train.adapter import count_parameters, merge_adapter
 from genrec.train.batches import ABOUT, collate_rows
-from genrec.train.checkpoint import load_checkpoint
 from genrec.train.loss import completion_loss
 from genrec.train.recipe import TrainRecipe
 from genrec.train.resume import find_checkpoint
-from genrec.train.rows import EncodedRows, encode_rows
+from genrec.train.rows import EncodedRows
 from genrec.train.settings import count_interval, count_updates
 from genrec.train.sft import TrainedModel, train_rows
 from genrec.train.trainer import CompletionTrainer
-from genrec.train.vocabulary import extend_vocabulary
-from tests.train.made_inputs import CODEBOOKS, Inputs, item_codes, item_text
+from tests.train.made_inputs import Inputs
+from tests.train.made_runs import begin
 
 Start = Callable[..., tuple[Any, EncodedRows, EncodedRows, int, list[int]]]
 
@@ -34,27 +32,11 @@ Start = Callable[..., tuple[Any, EncodedRows, EncodedRows, int, list[int]]]
 def start(bases: Callable[[str], Path], inputs: Inputs) -> Start:
     """A model ready to train, its rows, its pad token and its SID token ids."""
 
-    def begin(recipe: TrainRecipe, kind: str = "qwen3") -> Any:
-        checkpoint = load_checkpoint(bases(kind), torch.float32)
-        extension = extend_vocabulary(
-            checkpoint.model,
-            checkpoint.tokenizer,
-            CODEBOOKS,
-            [item_text(item) for item in range(40)],
-            item_codes(40),
-            noise=0.1,
-            seed=0,
-        )
-        splits = [
-            encode_rows(
-                checkpoint.tokenizer, load_from_disk(str(inputs.instructions / name)), 200, name
-            )
-            for name in ("train", "valid")
-        ]
-        model = prepare_model(checkpoint.model, recipe, extension.flat_ids())
-        return model, *splits, checkpoint.tokenizer.pad_token_id, extension.flat_ids()
+    def prepare(recipe: TrainRecipe, kind: str = "qwen3") -> Any:
+        made = begin(recipe, bases(kind), inputs)
+        return made.model, made.rows, made.valid_rows, made.pad_token_id, made.new_ids
 
-    return begin
+    return prepare
 
 
 def run(start: Start, recipe: TrainRecipe, out: Path, *, valid: bool = True) -> TrainedModel:
