@@ -301,13 +301,9 @@ class Recommender:
         ]
         vectors = self._users.vectors
         shown = vectors.find(user_ids) if vectors and self._prompt.needs_embedding else None
-        seen = [np.unique(history) for history in histories]
-        if exclude_seen:
-            return rank_unseen(self.engine, prompts, seen, k, user_vectors=shown)
-        if shown is None:
-            return self.engine.rank_prompts(prompts, k)
-        assert isinstance(self.engine, TorchEngine), "only a model in memory has soft user tokens"
-        return self.engine.rank_prompts(prompts, k, user_vectors=shown)
+        nothing = np.empty(0, dtype=np.int64)
+        seen = [np.unique(history) if exclude_seen else nothing for history in histories]
+        return rank_unseen(self.engine, prompts, seen, k, user_vectors=shown)
 
     def _check_users(self, user_ids: Sequence[str] | None, n_histories: int) -> Sequence[str]:
         if user_ids is None:

@@ -32,17 +32,18 @@ class HeldReviews:
         """Read the reviews; a beginning that stands in a training review too tells nothing."""
         lengths = sorted({min(n, recipe.max_review_characters) for n in LENGTHS}, reverse=True)
         self._lengths = [n for n in lengths if n >= min(LENGTHS)]
-        self._held: dict[str, str] = {}
+        self._held: set[str] = set()
         if not dataset.has_reviews or not self._lengths:
             return
-        reviews = dataset.reviews()["review_text"]
+        reviews = dataset.reviews()
         free = dataset.interactions["split"].is_in(list(allowed))
-        held = {start: text for text in reviews.filter(~free) for start in self._begin(text)[:1]}
-        self._held = held
-        said = dataset.reviews().filter(free)
+        for text in reviews["review_text"].filter(~free):
+            self._held.update(self._begin(text)[:1])
+        said = reviews.filter(free)
         for text in [text for column in REVIEW_COLUMNS for text in said[column] if text]:
-            for start in list(self._list_quotes(clean_text(text, len(text)).lower())):
-                held.pop(start, None)
+            self._held.difference_update(
+                list(self._list_quotes(clean_text(text, len(text)).lower()))
+            )
 
     @property
     def n_looked_for(self) -> int:

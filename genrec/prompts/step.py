@@ -56,9 +56,9 @@ def make_instructions(
         recipe: what to write.
         data: the data artefact.
         tokenizer: the semantic-id tokenizer's artefact, made from the same catalogue.
+        out: the directory to write; `train/` and `valid/` open with `datasets.load_from_disk`.
         users: a tokenizer artefact of the users, for templates that name them by semantic id.
         workers: processes that write rows, with the same result; all cores where rows are many.
-        out: the directory to write; `train/` and `valid/` open with `datasets.load_from_disk`.
 
     Raises:
         ArtifactError: an input is unusable, or the two belong to different catalogues.

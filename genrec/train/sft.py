@@ -80,7 +80,7 @@ def train_rows(
         RecipeError: report_to names a tracker that is unknown or not installed.
     """
     check_trackers(recipe.report_to)
-    if valid_rows is None or recipe.eval_every == 0:
+    if recipe.eval_every == 0:
         valid_rows = None
     n_updates = count_updates(len(rows), recipe, cycles=count_cycles(rows, recipe.epochs))
     settings = build_settings(recipe, out / CHECKPOINTS, n_updates, valid_rows is not None)

@@ -40,12 +40,14 @@ def encode_splits(
         DataError: there is nothing to train on, no row is short enough, or stop_metric has no
             validation to be measured at.
     """
-    tokenizer = checkpoint.tokenizer
+
+    def encode(split: Any, name: str) -> EncodedRows:
+        rows = encode_rows(checkpoint.tokenizer, split, recipe.max_tokens, name, checkpoint.chat)
+        return rows if soft is None else repeat_marks(rows, soft.known, recipe.max_tokens)
+
     train = _load_split(instructions / "train")
     check_domain(train, recipe.domain, instructions)
-    train = choose_domain(train, recipe.domain)
-    rows = encode_rows(tokenizer, train, recipe.max_tokens, "training", checkpoint.chat)
-    rows = rows if soft is None else repeat_marks(rows, soft.known, recipe.max_tokens)
+    rows = encode(choose_domain(train, recipe.domain), "training")
     valid = choose_domain(_load_split(instructions / "valid"), recipe.domain)
     if len(valid) == 0 or recipe.eval_every == 0:
         if recipe.stop_metric != "loss":
@@ -60,8 +62,7 @@ def encode_splits(
         random = np.random.default_rng(recipe.seed)
         chosen = random.choice(len(valid), size=recipe.eval_rows, replace=False)
         valid = valid.select(np.sort(chosen))
-    encoded = encode_rows(tokenizer, valid, recipe.max_tokens, "validation", checkpoint.chat)
-    encoded = encoded if soft is None else repeat_marks(encoded, soft.known, recipe.max_tokens)
+    encoded = encode(valid, "validation")
     return rows, encoded.select(np.argsort(encoded.lengths, kind="stable"))
 
 
