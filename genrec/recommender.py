@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from genrec.artifact import load_artifact
-from genrec.decode.engine import Engine
+from genrec.catalogue import Catalogue, check_unknown
+from genrec.decode.engine import PLAIN, Engine, ItemFilter, Search
+from genrec.decode.filtered import rank_filtered
 from genrec.decode.soft_users import UserVectors, load_users
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
-from genrec.decode.unseen import rank_unseen
 from genrec.errors import (
     CapacityError,
     DataError,
@@ -41,9 +42,9 @@ from genrec.tokenizers.semantic_id import SemanticIdTokenizer
 from genrec.tokenizers.sid_text import format_token
 from genrec.tokenizers.update import check_successor
 from genrec.train.users import read_user_sids
-from genrec.types import IndexArray, RankedItems, Recommendation
+from genrec.types import Filters, IndexArray, RankedItems, Recommendation, Unknown
 
-Unknown = Literal["error", "skip"]
+NO_FILTERS = Filters()
 _log = logging.getLogger(__name__)
 
 
@@ -84,10 +85,7 @@ class Recommender:
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._chat = chat
-        self.item_ids: tuple[str, ...] = tuple(index["item_id"].to_list())
-        self._titles: list[str] = index["title"].to_list()
-        self._sids: list[str] = index["sid"].to_list()
-        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self.catalogue = Catalogue(index)
 
     @classmethod
     def from_pretrained(
@@ -125,12 +123,18 @@ class Recommender:
     @property
     def n_items(self) -> int:
         """How many items the catalogue holds."""
-        return len(self.item_ids)
+        return self.catalogue.n_items
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The catalogue's item ids, in item_index order."""
+        return self.catalogue.item_ids
 
     def update_items(
         self,
         tokenizer: SemanticIdTokenizer,
         titles: Mapping[str, str],
+        categories: Mapping[str, str] | None = None,
         *,
         allow_reuse: bool = False,
     ) -> Self:
@@ -141,6 +145,7 @@ class Recommender:
         Args:
             tokenizer: a later version of the one that the model was trained with.
             titles: at least those of the new items.
+            categories: those of new items that have any.
             allow_reuse: whether a new item may have the ID of one that is gone.
 
         Raises:
@@ -153,9 +158,10 @@ class Recommender:
                 f"a {type(engine).__name__} cannot change its items while it runs; make a model "
                 f"directory with `genrec tokenize apply` and load that"
             )
-        sids = dict(zip(self.item_ids, self._sids, strict=True))
+        known = self.catalogue
+        sids = dict(zip(known.item_ids, known.sids, strict=True))
         check_successor(sids, engine.codebook_sizes, tokenizer, allow_reuse=allow_reuse)
-        added = [row for row, item in enumerate(tokenizer.item_ids) if item not in self._rows]
+        added = [row for row, item in enumerate(tokenizer.item_ids) if item not in known.rows]
         ids = [tokenizer.item_ids[row] for row in added]
         untitled = [repr(item_id) for item_id in ids if item_id not in titles]
         if untitled:
@@ -164,14 +170,18 @@ class Recommender:
         removed = [row for row, item_id in enumerate(self.item_ids) if item_id not in left]
         trie = engine.trie.remove(removed) if removed else engine.trie
         trie = trie.insert(tokenizer.codes[added]) if added else trie
-        stays = [row for row, item_id in enumerate(self.item_ids) if item_id in left]
-        index = pl.DataFrame(
+        new = pl.DataFrame(
             {
-                "item_id": [self.item_ids[row] for row in stays] + ids,
-                "title": [self._titles[row] for row in stays] + [titles[item] for item in ids],
-                "sid": [self._sids[row] for row in stays] + [tokenizer.sids[row] for row in added],
-            }
+                "item_id": ids,
+                "title": [titles[item_id] for item_id in ids],
+                "sid": [tokenizer.sids[row] for row in added],
+                "categories": [(categories or {}).get(item_id, "") for item_id in ids],
+            },
+            schema=dict.fromkeys(("item_id", "title", "sid", "categories"), pl.String),
         )
+        columns = [name for name in new.columns if name in known.index.columns]
+        stays = known.index.filter(pl.col("item_id").is_in(list(left)))
+        index = pl.concat([stays.select(columns), new.select(columns)])
         engine = engine.replace_trie(trie)
         return type(self)(engine, self._tokenizer, self._prompt, index, self._chat, self._users)
 
@@ -182,6 +192,9 @@ class Recommender:
         exclude_seen: bool = True,
         unknown: Unknown = "error",
         user_id: str | None = None,
+        *,
+        filters: Filters = NO_FILTERS,
+        search: Search = PLAIN,
     ) -> list[Recommendation]:
         """The k best next items for one history, best first.
 
@@ -191,6 +204,8 @@ class Recommender:
             exclude_seen: never answer with an item of the history.
             unknown: what to do with ids outside the catalogue: `error`, or `skip` them.
             user_id: whose history it is; of use where `needs_users`.
+            filters: which items may be answered; fewer than k come back only where fewer are legal.
+            search: how to search.
 
         Raises:
             UnknownItemError: an id outside the catalogue, and `unknown` is `error`.
@@ -199,7 +214,10 @@ class Recommender:
             CapacityError: k is below 1 or above the catalogue's size.
         """
         user_ids = None if user_id is None else [user_id]
-        return self.recommend_batch([history_item_ids], k, exclude_seen, unknown, user_ids)[0]
+        found = self.recommend_batch(
+            [history_item_ids], k, exclude_seen, unknown, user_ids, filters=filters, search=search
+        )
+        return found[0]
 
     def recommend_batch(
         self,
@@ -208,15 +226,21 @@ class Recommender:
         exclude_seen: bool = True,
         unknown: Unknown = "error",
         user_ids: Sequence[str] | None = None,
+        *,
+        filters: Filters = NO_FILTERS,
+        search: Search = PLAIN,
     ) -> list[list[Recommendation]]:
         """The same as `recommend` for many histories at once, in their order."""
-        if unknown not in ("error", "skip"):
-            raise RecipeError(f"unknown={unknown!r} is not a policy; use 'error' or 'skip'")
-        rows = [self._find_rows(history, unknown) for history in histories]
-        ranked = self._rank(rows, k, exclude_seen, user_ids)
+        check_unknown(unknown)
+        rows = [self.catalogue.find_rows(history, unknown) for history in histories]
+        self._check_histories(rows, k)
+        nothing = np.empty(0, dtype=np.int64)
+        seen = [np.unique(history) if exclude_seen else nothing for history in rows]
+        wanted = self.catalogue.build_filters(filters, seen, available=None)
+        ranked = self.rank_filtered(rows, k, wanted, search, user_ids=user_ids)
         return [
             [
-                self._describe(int(item), rank, float(score))
+                self.catalogue.describe(int(item), rank, float(score))
                 for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
                 if item >= 0
             ]
@@ -225,44 +249,7 @@ class Recommender:
 
     def find_titles(self, item_ids: Sequence[str]) -> list[str]:
         """The titles of items; empty for an id outside the catalogue."""
-        rows = (self._rows.get(item_id) for item_id in item_ids)
-        return ["" if row is None else self._titles[row] for row in rows]
-
-    def _describe(self, item: int, rank: int, score: float) -> Recommendation:
-        return Recommendation(
-            item_id=self.item_ids[item],
-            rank=rank,
-            score=score,
-            title=self._titles[item],
-            sid=self._sids[item],
-        )
-
-    def _find_rows(self, history: Sequence[str], unknown: Unknown) -> IndexArray:
-        if isinstance(history, str):
-            raise DataError(
-                f"a history is a list of item ids, not one string ({history!r}); "
-                f"write [{history!r}]"
-            )
-        missing = [item_id for item_id in history if item_id not in self._rows]
-        if missing and unknown == "error":
-            named = ", ".join(repr(item_id) for item_id in missing[:5])
-            hint = suggest_name(str(missing[0]), self.item_ids[:20_000])
-            hint = f"; {hint}" if hint.startswith("did") else "."
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""  # noqa: PLR2004
-            raise UnknownItemError(
-                f"the catalogue of {self.n_items:,} items has no item {named}{more}{hint} "
-                f"Correct the id, or pass unknown='skip' (--unknown skip) to leave it out"
-            )
-        known = [self._rows[item_id] for item_id in history if item_id in self._rows]
-        if not known:
-            why = (
-                f"none of its {len(history)} ids is in the catalogue" if history else "it is empty"
-            )
-            raise DataError(
-                f"a history needs at least one known item, but {why}; "
-                f"for users without history use a popularity list"
-            )
-        return np.array(known, dtype=np.int64)
+        return self.catalogue.find_titles(item_ids)
 
     @property
     def needs_users(self) -> bool:
@@ -293,17 +280,44 @@ class Recommender:
         exclude_seen: bool,
         user_ids: Sequence[str] | None,
     ) -> RankedItems:
-        self._check_request(histories, k)
-        user_ids = self._check_users(user_ids, len(histories))
-        prompts = [
+        self._check_histories(histories, k)
+        nothing = np.empty(0, dtype=np.int64)
+        seen = [np.unique(history) if exclude_seen else nothing for history in histories]
+        return self.rank_filtered(histories, k, [ItemFilter(s) for s in seen], user_ids=user_ids)
+
+    def rank_filtered(
+        self,
+        histories: Sequence[IndexArray],
+        k: int,
+        filters: Sequence[ItemFilter],
+        search: Search = PLAIN,
+        *,
+        user_ids: Sequence[str] | None = None,
+    ) -> RankedItems:
+        """Rank what each user may be answered with; -1 where fewer than k items are legal.
+
+        Args:
+            histories: as for `RanksItems.rank_items`.
+            k: answers a user.
+            filters: one a user.
+            search: how to search.
+            user_ids: whose histories they are; of use where `needs_users`.
+        """
+        self._check_histories(histories, k)
+        users = self._check_users(user_ids, len(histories))
+        prompts = self.encode_prompts(histories, users)
+        vectors = self._users.vectors
+        shown = vectors.find(users) if vectors and self._prompt.needs_embedding else None
+        return rank_filtered(self.engine, prompts, filters, k, search, user_vectors=shown)
+
+    def encode_prompts(
+        self, histories: Sequence[IndexArray], user_ids: Sequence[str]
+    ) -> list[list[int]]:
+        """The tokens that the model reads for each user; "" names no user."""
+        return [
             self._encode_history(history, user_id)
             for history, user_id in zip(histories, user_ids, strict=True)
         ]
-        vectors = self._users.vectors
-        shown = vectors.find(user_ids) if vectors and self._prompt.needs_embedding else None
-        nothing = np.empty(0, dtype=np.int64)
-        seen = [np.unique(history) if exclude_seen else nothing for history in histories]
-        return rank_unseen(self.engine, prompts, seen, k, user_vectors=shown)
 
     def _check_users(self, user_ids: Sequence[str] | None, n_histories: int) -> Sequence[str]:
         if user_ids is None:
@@ -319,7 +333,7 @@ class Recommender:
             )
         return user_ids
 
-    def _check_request(self, histories: Sequence[IndexArray], k: int) -> None:
+    def _check_histories(self, histories: Sequence[IndexArray], k: int) -> None:
         if not 1 <= k <= self.n_items:
             raise CapacityError(
                 f"k={k} answers were asked for, but the catalogue has {self.n_items:,} items; "
@@ -338,8 +352,8 @@ class Recommender:
         ids = encode_history(
             self._tokenizer,
             self._prompt,
-            [self._sids[item] for item in history],
-            [self._titles[item] for item in history],
+            [self.catalogue.sids[item] for item in history],
+            [self.catalogue.titles[item] for item in history],
             self._chat,
             user_sid=self._users.sids.get(user_id, ""),
         )

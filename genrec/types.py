@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,30 @@ class History:
     item_ids: tuple[str, ...]
 
 
+Unknown = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filters:
+    """What a request wants to be answered with; every condition that is given must hold.
+
+    Attributes:
+        allow: ids of the only items that may be answered; None allows all.
+        deny: ids of items that may not be answered.
+        categories: names, upper or lower case; an item needs at least one of them anywhere in its
+            category path.
+        mask: any other condition, over item_index.
+
+    Shapes:
+        mask: (N,) bool.
+    """
+
+    allow: Sequence[str] | None = None
+    deny: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    mask: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """One answer: an item that exists, its rank (from 1) and its score (higher is better)."""
@@ -76,11 +100,16 @@ class RankedItems:
         item_index: (U, k) int64, dense catalogue rows; -1 where a user has fewer than k answers.
         scores: (U, k) float32, falling along a row; -inf where item_index is -1.
         certified: (U,) bool, True where no unexplored item can score above the last answer.
+        bound: (U,) float32, the score that no unexplored item can exceed, -inf where none is left
+            unexplored; None from a system that does not search.
+        evaluations: (U,) int64, how many prefixes the model was asked about; None likewise.
     """
 
     item_index: IndexArray
     scores: FloatArray
     certified: NDArray[np.bool_]
+    bound: FloatArray | None = None
+    evaluations: IndexArray | None = None
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from genrec.bench.rows import BenchRow, build_row, report_rows, time_rivals
+from genrec.decode.engine import Search
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
 from genrec.types import IndexArray
@@ -99,8 +100,8 @@ def _list_rivals(
 
     return {
         "huggingface": generate,
-        "vocab": lambda: engine.rank_prompts(prompts, WIDTH, width=WIDTH, normalize="vocab"),
-        "level": lambda: engine.rank_prompts(prompts, WIDTH, width=WIDTH, normalize="level"),
+        "vocab": lambda: engine.rank_prompts(prompts, WIDTH, Search(width=WIDTH)),
+        "level": lambda: engine.rank_prompts(prompts, WIDTH, Search(WIDTH, "level")),
     }
 
 

@@ -136,9 +136,10 @@ def _run_beams(
     """The (14, D) hidden states, in the order of `_score_plainly`."""
     cache = way(model, prompts)
     hidden = [cache.last_hidden]
-    for tokens, parents in steps:
+    for step, (tokens, parents) in enumerate(steps):
+        numbers = parents + 1 if step else np.zeros_like(parents)
         fed = cache.feed(
-            torch.from_numpy(tokens).to(model.device), torch.from_numpy(parents).to(model.device)
+            torch.from_numpy(tokens).to(model.device), torch.from_numpy(numbers).to(model.device)
         )
         hidden.append(fed.flatten(0, 1))
     return torch.cat(hidden)

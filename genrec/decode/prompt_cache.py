@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from transformers import DynamicCache, PreTrainedModel
 
 from genrec.types import IndexArray
@@ -35,7 +34,8 @@ class PromptCache(Protocol):
 
         Shapes:
             tokens: (U, W) int64, one token a beam.
-            parents: (U, W) int64, the column each beam had in the last `feed`; unused in the first.
+            parents: (U, W) int64, the number of what each beam goes on from: 0 the prompt, and
+                tokens fed before count on from 1 by column.
             returns: (U, W, D).
         """
         ...
@@ -71,8 +71,8 @@ class SharedPromptCache:
         )
         self._last_hidden: Tensor = output.last_hidden_state[:, -1]
         self._dtype = output.last_hidden_state.dtype
-        self._widths: list[int] = []
-        self._ancestors: list[Tensor] = []
+        # Which fed tokens each fed token sees, itself included; row and column 0 are the prompt.
+        self._sees = self._visible.new_zeros(len(prompts), 1, 1)
 
     @property
     def last_hidden(self) -> Tensor:
@@ -81,12 +81,10 @@ class SharedPromptCache:
 
     def feed(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """The (U, W, D) hidden state after each beam's next token."""
-        self._ancestors = [chosen.gather(1, parents) for chosen in self._ancestors]
-        if self._widths:
-            self._ancestors.append(parents)
-        positions = (self._lengths + len(self._widths))[:, None].expand(tokens.shape)
-        mask = self._see_ancestors(tokens.shape[1])
-        self._widths.append(tokens.shape[1])
+        sees = self._see_ancestors(parents)
+        positions = self._lengths[:, None] + sees.sum(dim=2) - 1
+        prompt = self._visible[:, None].expand(-1, tokens.shape[1], -1)
+        mask = torch.cat([prompt, sees[:, :, 1:]], dim=2)
         output = self._decoder(
             input_ids=tokens,
             attention_mask=self._mask_layers(mask, positions),
@@ -102,16 +100,16 @@ class SharedPromptCache:
         """How many tokens a user keeps in the cache by the end of a search."""
         return n_prompt_tokens + n_steps * width
 
-    def _see_ancestors(self, width: int) -> Tensor:
-        """The (U, W, cached tokens + W) table of what each beam sees."""
-        n_users = len(self._visible)
-        prompt = self._visible[:, None].expand(-1, width, -1)
-        earlier = [
-            one_hot(chosen, n_columns).bool()
-            for chosen, n_columns in zip(self._ancestors, self._widths, strict=True)
-        ]
-        own = torch.eye(width, dtype=torch.bool, device=prompt.device).expand(n_users, -1, -1)
-        return torch.cat([prompt, *earlier, own], dim=2)
+    def _see_ancestors(self, parents: Tensor) -> Tensor:
+        """What the next tokens see of those fed, (U, W, 1 + fed + W); kept for later ones."""
+        n_users, width = parents.shape
+        n_before = self._sees.shape[2]
+        rows = parents[:, :, None].expand(-1, -1, n_before)
+        own = torch.eye(width, dtype=torch.bool, device=parents.device).expand(n_users, -1, -1)
+        sees = torch.cat([self._sees.gather(1, rows), own], dim=2)
+        unseen = self._sees.new_zeros(n_users, n_before, width)
+        self._sees = torch.cat([torch.cat([self._sees, unseen], dim=2), sees], dim=1)
+        return sees
 
     def _mask_layers(self, mask: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask in the form that the model's attention layers want."""
@@ -119,11 +117,8 @@ class SharedPromptCache:
         kinds = set(getattr(self._config, "layer_types", None) or ())
         if window is None or kinds == {"full_attention"}:
             return self._finish_mask(mask)
-        beam_positions = [
-            (self._lengths + step)[:, None].expand(-1, width)
-            for step, width in enumerate(self._widths)
-        ]
-        key_positions = torch.cat([self._positions, *beam_positions], dim=1)
+        fed = self._lengths[:, None] + self._sees.sum(dim=2)[:, 1:] - 1
+        key_positions = torch.cat([self._positions, fed], dim=1)
         near = positions[:, :, None] - key_positions[:, None, :] < window
         sliding = self._finish_mask(mask & near)
         if not kinds:
@@ -160,6 +155,7 @@ class CopiedPromptCache:
         self._cache = output.past_key_values
         self._n_steps = 0
         self._width = 1
+        self._first_number = 0  # of the tokens fed last
 
     @property
     def last_hidden(self) -> Tensor:
@@ -170,8 +166,10 @@ class CopiedPromptCache:
         """The (U, W, D) hidden state after each beam's next token."""
         n_users, width = tokens.shape
         users = torch.arange(n_users, device=tokens.device)[:, None]
-        columns = parents if self._n_steps else torch.zeros_like(parents)
+        # An absent beam goes on from the prompt, which this cache has left: any row will do.
+        columns = (parents - self._first_number).clamp(min=0)
         self._cache.reorder_cache((users * self._width + columns).view(-1))
+        self._first_number += self._width
         self._width = width
         self._n_steps += 1
         own = self._visible.new_ones(n_users, self._n_steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,37 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from genrec.decode.beam import keep_best
-from genrec.decode.engine import EngineLimits, Normalize, Request, check_request
+from genrec.decode.engine import PLAIN, ItemFilter, Normalize, Search
 from genrec.decode.head import LanguageHead
 from genrec.decode.probe import choose_cache, max_positions
 from genrec.decode.prompt_cache import PromptCache
+from genrec.decode.request import EngineLimits, Request, check_request
+from genrec.decode.search import Question, join_batches, search_items
 from genrec.decode.soft_users import check_vectors, find_users
-from genrec.decode.trie import DeadNodes, Trie
+from genrec.decode.trie import Trie
 from genrec.errors import DataError, ModelError, join_problems
-from genrec.types import FloatArray, IndexArray, RankedItems
+from genrec.types import IndexArray, RankedItems
 
 # At 28 layers of 8 heads of 128 (Qwen3-0.6B) this many cached tokens take 1.9 GB in float32.
 _BATCH_TOKENS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class _Beams:
-    """The live prefixes of U users at one level; node is -1 where a user has fewer than W."""
-
-    nodes: IndexArray
-    scores: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """All legal extensions of a level's beams, flat, in user order."""
-
-    user_row: IndexArray
-    beam: IndexArray
-    node: IndexArray
-    code: IndexArray
-    scores: Tensor
 
 
 class TorchEngine:
@@ -128,10 +110,9 @@ class TorchEngine:
         self,
         prompts: Sequence[Sequence[int]],
         k: int,
+        search: Search = PLAIN,
         *,
-        width: int | None = None,
-        excluded: Sequence[IndexArray] | None = None,
-        normalize: Normalize = "vocab",
+        filters: Sequence[ItemFilter] | None = None,
         user_vectors: NDArray[np.float32] | None = None,
     ) -> RankedItems:
         """Rank the k items that the model likes best after each prompt, as `Engine` describes.
@@ -139,33 +120,22 @@ class TorchEngine:
         Args:
             prompts: as for `Engine`.
             k: as for `Engine`.
-            width: as for `Engine`.
-            excluded: as for `Engine`.
-            normalize: as for `Engine`.
+            search: as for `Engine`.
+            filters: as for `Engine`.
             user_vectors: for each prompt the embedding of its user, which a model with soft user
                 tokens sees where the prompt has marks (see `soft_users`).
 
         Shapes:
             user_vectors: (U, dimensions) float32.
         """
-        request = check_request(
-            self._limits, prompts, k, width=width, excluded=excluded, normalize=normalize
-        )
+        request = check_request(self._limits, prompts, k, search, filters)
         shown = self._check_users(request, user_vectors)
-        n_prompts = len(request.prompts)
-        ranked = RankedItems(
-            item_index=np.full((n_prompts, k), -1, dtype=np.int64),
-            scores=np.full((n_prompts, k), -np.inf, dtype=np.float32),
-            certified=np.zeros(n_prompts, dtype=np.bool_),
-        )
+        parts: list[tuple[list[int], RankedItems]] = []
         with torch.inference_mode():
             for users in self._split_batches(request):
                 with self._show_users(request, users, shown):
-                    items, scores, certified = self._rank_batch(request, users)
-                ranked.item_index[users] = items
-                ranked.scores[users] = scores
-                ranked.certified[users] = certified
-        return ranked
+                    parts.append((users, self._rank_batch(request, users)))
+        return join_batches(parts, len(request.prompts), k)
 
     def _check_users(
         self, request: Request, user_vectors: NDArray[np.float32] | None
@@ -208,62 +178,41 @@ class TorchEngine:
         if batch:
             yield batch
 
-    def _rank_batch(
-        self, request: Request, users: list[int]
-    ) -> tuple[IndexArray, FloatArray, NDArray[np.bool_]]:
-        """Item_index (U, k), scores (U, k) and certified (U,) of some of the request's prompts."""
-        cache = self._cache(self._model, [request.prompts[user] for user in users])
-        dead = self.trie.dead_nodes([request.excluded[user] for user in users])
-        hidden = cache.last_hidden[:, None]
-        beams = _Beams(
-            nodes=np.zeros((len(users), 1), dtype=np.int64),
-            scores=np.zeros((len(users), 1), dtype=np.float32),
-        )
-        bound = np.full(len(users), -np.inf, dtype=np.float32)
-        for level in range(self.trie.n_levels - 1):
-            found = self._score_children(level, beams, hidden, dead, request.normalize)
-            kept = keep_best(found.scores, found.user_row, len(users), request.width, found.node)
-            bound = np.maximum(bound, kept.best_left_out)
-            # An absent beam repeats the last candidate's token; nothing is ever expanded from it.
-            beams = _Beams(np.where(kept.index < 0, -1, found.node[kept.index]), kept.scores)
-            tokens = self._head.token_ids[level][found.code[kept.index]]
-            parents = np.where(kept.index < 0, 0, found.beam[kept.index])
-            hidden = cache.feed(self._on_device(tokens), self._on_device(parents))
-        found = self._score_children(self.trie.n_levels - 1, beams, hidden, dead, request.normalize)
-        items = self.trie.items(found.node)
-        best = keep_best(found.scores, found.user_row, len(users), request.k, items)
-        assert (best.index >= 0).all(), "k legal items exist and width >= k, so k were reached"
-        return items[best.index], best.scores, bound < best.scores[:, -1]
+    def _rank_batch(self, request: Request, users: list[int]) -> RankedItems:
+        """The answers to some of the request's prompts."""
+        part = request.select(users)
+        cache = self._cache(self._model, part.prompts)
+        dialogue = search_items(self.trie, part)
+        question = next(dialogue)
+        while True:
+            if question.level == 0:
+                hidden = cache.last_hidden[:, None]
+            else:
+                tokens = self._head.token_ids[question.level - 1][question.codes]
+                hidden = cache.feed(self._on_device(tokens), self._on_device(question.parents))
+            try:
+                question = dialogue.send(self._score(question, hidden, request.search.normalize))
+            except StopIteration as end:
+                ranked: RankedItems = end.value
+                return ranked
 
-    def _score_children(
-        self, level: int, beams: _Beams, hidden: Tensor, dead: DeadNodes, normalize: Normalize
-    ) -> _Candidates:
-        """Every legal extension of the beams with its score."""
-        users, columns = np.nonzero(beams.nodes >= 0)
-        children = self.trie.expand(level, beams.nodes[users, columns])
-        legal = ~dead.contains(level + 1, users[children.parent_row], children.node)
-        row, node, code = children.parent_row[legal], children.node[legal], children.code[legal]
+    def _score(self, question: Question, hidden: Tensor, normalize: Normalize) -> Tensor:
+        """The (C,) log-probability of each child after its prefix, at most 0.
+
+        Shapes:
+            hidden: (U, W, D), the state after each prefix.
+        """
+        users, columns = np.nonzero(question.nodes >= 0)
         flat = hidden[self._on_device(users), self._on_device(columns)].to(self._head.device)
-        gains = self._score_codes(
-            level, flat, self._on_device(row), self._on_device(code), normalize
-        )
-        scores = torch.from_numpy(beams.scores[users, columns]).to(self._head.device)
-        scores = scores[self._on_device(row)] + gains
-        if not bool(torch.isfinite(scores).all()):
-            raise ModelError(
-                "the model gave a score that is not a finite number; its weights are broken, or "
-                f"overflow in {self._head.dtype}: load it with dtype=torch.float32"
-            )
-        return _Candidates(users[row], columns[row], node, code, scores)
-
-    def _score_codes(
-        self, level: int, hidden: Tensor, row: Tensor, code: Tensor, normalize: Normalize
-    ) -> Tensor:
-        """The log-probability of each legal code after its beam, at most 0."""
-        logits = self._head.level_logits(level, hidden)
+        n_columns = question.nodes.shape[1]
+        places = np.zeros(question.nodes.size, dtype=np.int64)
+        places[users * n_columns + columns] = np.arange(len(users))
+        row = self._on_device(places[question.user_row * n_columns + question.column])
+        code = self._on_device(question.code)
+        logits = self._head.level_logits(question.level, flat)
         gains = logits[code, row]
         if normalize == "vocab":
-            total = self._head.log_sum_exp(hidden)
+            total = self._head.log_sum_exp(flat)
         elif normalize == "level":
             total = torch.logsumexp(logits, dim=0)
         else:

@@ -1,6 +1,6 @@
 """The legal code sequences of a catalogue, as flat arrays.
 
-Owns which code may follow which prefix, and which prefixes a filter leaves without an item. A node
+Owns which code may follow which prefix, and which items lie under it. A node
 is a prefix's rank among all prefixes of its length, so it is a pure function of the prefix: nothing
 here counts steps or remembers a beam. Knows no token, no model and no tensor library.
 """
@@ -36,29 +36,6 @@ class Children:
     parent_row: IndexArray
     node: IndexArray
     code: IndexArray
-
-
-@dataclass(frozen=True, slots=True)
-class DeadNodes:
-    """The nodes below which a request may not answer, for a batch of requests.
-
-    Shapes:
-        keys: one rising (E,) int64 array a level, holding `row * level_sizes[level] + node`.
-        level_sizes: how many nodes each level has, the root's first.
-    """
-
-    keys: tuple[IndexArray, ...]
-    level_sizes: tuple[int, ...]
-
-    def contains(self, level: int, rows: IndexArray, nodes: IndexArray) -> NDArray[np.bool_]:
-        """Which of the nodes at `level` are dead for the request in their row."""
-        dead = self.keys[level]
-        if not dead.size:
-            return np.zeros(nodes.shape, dtype=np.bool_)
-        wanted = rows * self.level_sizes[level] + nodes
-        place = np.minimum(np.searchsorted(dead, wanted), dead.size - 1)
-        found: NDArray[np.bool_] = dead[place] == wanted
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,33 +235,18 @@ class Trie:
             nodes = self._step_down(level, nodes, table)
         return nodes
 
-    def dead_nodes(self, excluded: Sequence[IndexArray]) -> DeadNodes:
-        """The nodes at every level all of whose items a request excludes.
-
-        A search that steps around them loses no place to an excluded item: it still ends with k
-        items wherever k legal ones exist.
+    def leaf_ranges(self, level: int, nodes: IndexArray) -> tuple[IndexArray, IndexArray]:
+        """The first leaf under each node, and the one after its last: all its items lie between.
 
         Args:
-            excluded: for each request in the batch, the item_index that it may not answer.
+            level: how many codes the nodes' prefixes have, 0 to L.
+            nodes: (W,) nodes of that level.
         """
-        counts = [len(row) for row in excluded]
-        rows = np.repeat(np.arange(len(counts)), counts)
-        items = [np.asarray(row, dtype=np.int64) for row in excluded]
-        flat = np.concatenate([np.empty(0, dtype=np.int64), *items])
-        sizes = self.level_sizes
-        dead = np.unique(rows * sizes[-1] + self.leaves[flat].astype(np.int64))
-        keys = [dead]
-        for level in range(self.n_levels - 1, -1, -1):
-            row, node = np.divmod(dead, sizes[level + 1])
-            first_child = self.first_child[level]
-            # Of one type with the array: numpy would copy the whole array to compare it otherwise.
-            parent = np.searchsorted(first_child, node.astype(first_child.dtype), "right") - 1
-            parents, n_dead = np.unique(row * sizes[level] + parent, return_counts=True)
-            node = parents % sizes[level]
-            n_children = first_child[node + 1].astype(np.int64) - first_child[node]
-            dead = parents[n_dead == n_children]
-            keys.append(dead)
-        return DeadNodes(tuple(reversed(keys)), sizes)
+        first: IntArray = nodes
+        end: IntArray = nodes + 1
+        for first_child in self.first_child[level:]:
+            first, end = first_child[first], first_child[end]
+        return first.astype(np.int64), end.astype(np.int64)
 
     def _check_nodes(self, level: int, nodes: IndexArray) -> None:
         if not 0 <= level < self.n_levels:

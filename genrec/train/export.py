@@ -56,6 +56,7 @@ class Catalogue:
     sids: tuple[str, ...]
     codes: NDArray[np.int32]
     codebook_sizes: tuple[int, ...]
+    categories: tuple[str, ...]
 
     @property
     def digest(self) -> str:
@@ -87,7 +88,7 @@ def read_catalogue(data: Path, tokenizer: Path, codebook_sizes: Sequence[int]) -
     """
     items = pl.read_parquet(data / "items.parquet").sort("item_index")
     codes = pl.read_parquet(tokenizer / "codes.parquet")
-    joined = items.select("item_index", "item_id", "title", "text").join(
+    joined = items.select("item_index", "item_id", "title", "text", pick_categories(items)).join(
         codes.select("item_id", "codes", "sid"), on="item_id", how="left", maintain_order="left"
     )
     missing = joined.filter(pl.col("sid").is_null())["item_id"].to_list()
@@ -104,7 +105,15 @@ def read_catalogue(data: Path, tokenizer: Path, codebook_sizes: Sequence[int]) -
         sids=tuple(joined["sid"].to_list()),
         codes=np.array(joined["codes"].to_list(), dtype=np.int32),
         codebook_sizes=tuple(codebook_sizes),
+        categories=tuple(joined["categories"].to_list()),
     )
+
+
+def pick_categories(items: pl.DataFrame) -> pl.Expr:
+    """The items' category paths, empty where they have none."""
+    if "categories" not in items.columns:
+        return pl.lit("").alias("categories")
+    return pl.col("categories").cast(pl.String).fill_null("")
 
 
 def export_model(
@@ -214,6 +223,7 @@ def _write_index(catalogue: Catalogue, path: Path) -> None:
             "title": catalogue.titles,
             "sid": catalogue.sids,
             "codes": catalogue.codes.tolist(),
+            "categories": catalogue.categories,
         },
         schema_overrides={"codes": pl.List(pl.Int32)},
     ).write_parquet(path)

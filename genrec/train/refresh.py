@@ -30,6 +30,7 @@ from genrec.train.export import (
     INDEX_FILE,
     Account,
     Catalogue,
+    pick_categories,
     write_catalogue,
 )
 from genrec.train.recipe import TrainRecipe
@@ -119,6 +120,7 @@ def _join_catalogue(tokenizer: SemanticIdTokenizer, data: Path) -> Catalogue:
         sids=tuple(tokenizer.sids[row] for row in rows),
         codes=tokenizer.codes[rows],
         codebook_sizes=tokenizer.codebook_sizes,
+        categories=tuple(items.select(pick_categories(items)).to_series().to_list()),
     )
 
 

@@ -24,11 +24,12 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from genrec.artifact import Artifact
 from genrec.data.dataset import Dataset, HoldOut
+from genrec.decode.engine import ItemFilter
+from genrec.decode.filtered import rank_filtered
 from genrec.decode.probe import max_positions
 from genrec.decode.soft_users import UserVectors
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
-from genrec.decode.unseen import rank_unseen
 from genrec.errors import DataError, RecipeError
 from genrec.eval.metrics import Metric, pad_lists, score_users
 from genrec.prompts.chat import ChatFrame
@@ -201,8 +202,9 @@ class StopMetric:
         mine = self._questions.take_share(accelerator.process_index, accelerator.num_processes)
         with _in_eval_mode(self._model):
             engine = TorchEngine(self._model, self._trie, self._level_token_ids, way=self._way)
-            ranked = rank_unseen(
-                engine, mine.prompts, mine.seen, self.metric.k, user_vectors=mine.vectors
+            filters = [ItemFilter(items) for items in mine.seen]
+            ranked = rank_filtered(
+                engine, mine.prompts, filters, self.metric.k, user_vectors=mine.vectors
             )
         scores = score_users(ranked.item_index, pad_lists(mine.targets), [self.metric])
         total: Any = torch.tensor(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genrec.decode.engine import EngineLimits, check_request, default_width
+from genrec.decode.engine import ItemFilter, Search
+from genrec.decode.request import EngineLimits, check_request, default_width
 from genrec.errors import DataError
 
 LIMITS = EngineLimits(n_items=1000, vocabulary_size=50, max_prompt_tokens=4)
 
 
-def check(prompts=((1, 2),), k=5, **changes):
-    values = {"width": None, "excluded": None, "normalize": "vocab"} | changes
-    return check_request(LIMITS, prompts, k, **values)
+def check(prompts=((1, 2),), k=5, filters=None, **values):
+    return check_request(LIMITS, prompts, k, Search(**values), filters)
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,11 @@ def test_width_is_two_and_a_half_lists_within_the_catalogue(k, n_items, width):
 
 
 def test_a_checked_request_holds_arrays_and_a_width():
-    request = check(prompts=[(1, 2), [3]], excluded=[[7, 3, 7], []])
+    filters = [ItemFilter(np.array([7, 3, 7])), ItemFilter()]
+    request = check(prompts=[(1, 2), [3]], filters=filters)
     assert [prompt.tolist() for prompt in request.prompts] == [[1, 2], [3]]
-    assert [items.tolist() for items in request.excluded] == [[3, 7], []]
-    assert all(array.dtype == np.int64 for array in (*request.prompts, *request.excluded))
+    assert [wanted.excluded.tolist() for wanted in request.filters] == [[3, 7], []]
+    assert all(array.dtype == np.int64 for array in request.prompts)
     assert request.width == 13
 
 
@@ -44,5 +45,5 @@ def test_overlong_prompts_are_refused_by_name():
 def test_any_length_goes_where_the_model_sets_no_limit():
     limits = EngineLimits(n_items=10, vocabulary_size=50)
     long = [(1,) * 10_000]
-    request = check_request(limits, long, 3, width=None, excluded=None, normalize="level")
+    request = check_request(limits, long, 3, Search(), None)
     assert len(request.prompts[0]) == 10_000

@@ -39,9 +39,10 @@ def test_beams_see_their_prompt_and_their_own_tokens_only(
     ]
     with torch.inference_mode():
         cache = cache_class(model, [np.array(prompt) for prompt in prompts])
+        first_numbers = (0, 1, 1 + widths[0])
         found = [
-            cache.feed(torch.from_numpy(step), torch.from_numpy(chosen))
-            for step, chosen in zip(tokens, parents, strict=True)
+            cache.feed(torch.from_numpy(step), torch.from_numpy(first + chosen))
+            for step, chosen, first in zip(tokens, parents, first_numbers, strict=True)
         ]
         for user, prompt in enumerate(prompts):
             alone = model.get_decoder()(torch.tensor([prompt])).last_hidden_state[0, -1]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from genrec.decode.engine import Search
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
 from genrec.errors import DataError, ModelError
-from tests.contracts.engine_contract import EVERY_NORMALIZE, EngineContract, assert_valid
+from tests.contracts.engine_contract import EVERY_NORMALIZE, EngineContract, assert_valid, exclude
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "bloom")
 
@@ -97,7 +98,7 @@ def test_equals_constrained_generate(architecture, make_model, codes, token_ids,
     engine = TorchEngine(model, Trie.from_codes(codes), token_ids)
     for width, k in ((8, 8), (20, 10)):
         items, scores = generate_constrained(model, codes, token_ids, prompts, width=width, k=k)
-        ranked = engine.rank_prompts(prompts, k, width=width)
+        ranked = engine.rank_prompts(prompts, k, Search(width=width))
         np.testing.assert_array_equal(ranked.item_index, items)
         np.testing.assert_allclose(ranked.scores, scores, atol=1e-4)
 
@@ -119,7 +120,7 @@ def test_equals_constrained_generate_on_random_catalogues(seed, make_model, prom
     k = min(k, width)
     items, scores = generate_constrained(model, codes, token_ids, prompts, width=width, k=k)
     engine = TorchEngine(model, Trie.from_codes(codes), token_ids)
-    ranked = engine.rank_prompts(prompts, k, width=width)
+    ranked = engine.rank_prompts(prompts, k, Search(width=width))
     np.testing.assert_array_equal(ranked.item_index, items)
     np.testing.assert_allclose(ranked.scores, scores, atol=1e-4)
 
@@ -129,7 +130,7 @@ def test_equals_constrained_generate_on_random_catalogues(seed, make_model, prom
 def test_scores_are_exact(architecture, normalize, make_model, codes, token_ids, prompts):
     model = make_model(architecture)
     engine = TorchEngine(model, Trie.from_codes(codes), token_ids)
-    ranked = engine.rank_prompts(prompts, len(codes), normalize=normalize)
+    ranked = engine.rank_prompts(prompts, len(codes), Search(normalize=normalize))
     assert ranked.certified.all()
     for user, prompt in enumerate(prompts):
         expected = score_all_items(model, codes, token_ids, prompt, normalize)
@@ -143,7 +144,9 @@ def test_child_scores_are_normalised_over_what_the_filter_leaves(engine, codes, 
     first = codes[0, 0]
     excluded = [np.flatnonzero(codes[:, 0] != first)] * len(prompts)
     n_legal = int((codes[:, 0] == first).sum())
-    ranked = engine.rank_prompts(prompts, n_legal, excluded=excluded, normalize="child")
+    ranked = engine.rank_prompts(
+        prompts, n_legal, Search(normalize="child"), filters=exclude(excluded)
+    )
     np.testing.assert_allclose(np.exp(ranked.scores).sum(axis=1), 1, atol=1e-4)
 
 
@@ -167,9 +170,9 @@ def test_a_wide_search_of_a_sure_model_is_certified_and_right(make_model, codes,
     model = make_model("qwen3", initializer_range=1.0)
     engine = TorchEngine(model, Trie.from_codes(codes), token_ids)
     prompts = np.random.default_rng(3).integers(0, 200, (20, 6)).tolist()
-    exact = engine.rank_prompts(prompts, len(codes), normalize="child").item_index[:, :3]
-    narrow = engine.rank_prompts(prompts, 3, width=3, normalize="child")
-    wide = engine.rank_prompts(prompts, 3, width=30, normalize="child")
+    exact = engine.rank_prompts(prompts, len(codes), Search(normalize="child")).item_index[:, :3]
+    narrow = engine.rank_prompts(prompts, 3, Search(width=3, normalize="child"))
+    wide = engine.rank_prompts(prompts, 3, Search(width=30, normalize="child"))
     assert wide.certified.mean() > narrow.certified.mean() > 0
     for ranked in (narrow, wide):
         np.testing.assert_array_equal(ranked.item_index[ranked.certified], exact[ranked.certified])
@@ -183,7 +186,7 @@ def test_a_uniform_model_answers_with_distinct_real_items_only(make_model, codes
     rng = np.random.default_rng(0)
     prompts = [[int(token)] for token in rng.integers(0, 300, 1000)]
     excluded = [rng.choice(len(codes), int(size)) for size in rng.integers(0, 60, 1000)]
-    ranked = engine.rank_prompts(prompts, 20, excluded=excluded, width=20)
+    ranked = engine.rank_prompts(prompts, 20, Search(width=20), filters=exclude(excluded))
     assert ranked.item_index.size == 20_000
     assert_valid(ranked, len(codes))
     assert not ranked.certified.all(), "all that was pruned scores as high"

@@ -13,19 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from genrec.decode.trie import Trie
 from genrec.errors import DataError, DecodeError, UnknownItemError
-
-# The largest codes make packed keys of few bits, of many, of exactly 64, and of too many.
-LARGEST_CODES = (1, 3, 255, 2**15, 2**16 - 1, 2**31, 2**40)
-
-
-@st.composite
-def catalogues(draw):
-    """Distinct code rows, in any order, with few and with very many codes a level."""
-    n_levels = draw(st.integers(1, 4))
-    largest = draw(st.sampled_from(LARGEST_CODES))
-    code = st.integers(0, min(largest, 3)) | st.integers(0, largest)
-    row = st.tuples(*[code] * n_levels)
-    return np.array(draw(st.lists(row, min_size=1, max_size=40, unique=True)), dtype=np.int64)
+from tests.decode.made_catalogues import catalogues
 
 
 def next_codes(table):
@@ -62,19 +50,15 @@ def test_a_leaf_gives_back_its_item(table):
 
 
 @settings(max_examples=40, deadline=None)
-@given(catalogues(), st.data())
-def test_dead_nodes_are_those_with_no_legal_item_below(table, data):
+@given(catalogues())
+def test_an_items_leaf_lies_under_its_prefixes_and_no_other(table):
     trie = Trie.from_codes(table)
-    items = st.lists(st.integers(0, len(table) - 1), max_size=2 * len(table))
-    excluded = data.draw(st.lists(items, min_size=0, max_size=3))
-    dead = trie.dead_nodes([np.array(row, dtype=np.int64) for row in excluded])
-    for row, banned in enumerate(excluded):
-        legal = np.setdiff1d(np.arange(len(table)), banned)
-        for level in range(trie.n_levels + 1):
-            nodes = np.arange(trie.level_sizes[level])
-            alive = np.unique(trie.find_nodes(table[legal, :level]))
-            found = dead.contains(level, np.full(nodes.shape, row), nodes)
-            np.testing.assert_array_equal(~found, np.isin(nodes, alive))
+    for level in range(trie.n_levels + 1):
+        nodes = np.arange(trie.level_sizes[level])
+        first, end = trie.leaf_ranges(level, nodes)
+        own = trie.find_nodes(table[:, :level])
+        under = (trie.leaves[:, None] >= first) & (trie.leaves[:, None] < end)
+        np.testing.assert_array_equal(under, own[:, None] == nodes)
 
 
 @settings(max_examples=40, deadline=None)

@@ -244,7 +244,7 @@ def test_chats_are_trained_and_asked_alike(
 
     monkeypatch.setattr(recommender.engine, "rank_prompts", listen)
     recommender.recommend(["i1", "i2"], k=3)
-    sids = [recommender._sids[item] for item in (1, 2)]
+    sids = [recommender.catalogue.sids[item] for item in (1, 2)]
     rendered = make_prompt(titles=True).render(sids, [HOSTILE, HOSTILE])
     assert asked == [encode_prompt(tokenizer, rendered, recommender._chat)]
     assert [token for token in asked[0] if token in (start, end)] == [start, end, start, end, start]

@@ -129,14 +129,14 @@ def test_the_metric_of_the_live_model_is_that_of_the_exported_one(
     recipe = stopping_recipe.model_copy(update=changes)
     seen: list[float] = []
     ranked: list[np.ndarray] = []
-    rank = stopping.rank_unseen
+    rank = stopping.rank_filtered
 
     def spy(*arguments: Any, **words: Any) -> Any:
         found = rank(*arguments, **words)
         ranked.append(found.item_index)
         return found
 
-    monkeypatch.setattr(stopping, "rank_unseen", spy)
+    monkeypatch.setattr(stopping, "rank_filtered", spy)
     artifact = make(recipe, bases(kind), walks, tmp_path / "model")
     log = [line for line in read_log(artifact.path) if "eval_loss" in line]
     seen = [line["eval_NDCG@5"] for line in log]

@@ -1,0 +1,1 @@
+"""The server: recommendations over HTTP, batched, limited, measured, its catalogue replaceable."""
