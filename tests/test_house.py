@@ -28,7 +28,8 @@ LAYERS = {
     "catalogue": 5, "recommender": 5,
     "eval": 6, "serve": 6, "batch": 6, "doctor": 6, "bench": 6,
     "pipeline": 7, "tables": 7,
-    "__main__": 8, "cli": 8, "cli_bench": 8, "cli_prompts": 8, "cli_tokenize": 8, "cli_train": 8,
+    "__main__": 8, "cli": 8, "cli_bench": 8, "cli_prompts": 8, "cli_recommend": 8, "cli_serve": 8,
+    "cli_tokenize": 8, "cli_train": 8,
     "terminal": 8,
 }  # fmt: skip
 
