@@ -198,7 +198,7 @@ def run(
 @app.command(rich_help_panel=CHAIN_PANEL)
 def quickstart(out: OutDir = Path("runs/quickstart"), values: Values = None) -> None:
     """The whole way on the built-in catalogue, with no download, and what to do next."""
-    from genrec.batch import recommend_samples
+    from genrec.batch.samples import recommend_samples
     from genrec.pipeline import read_chain, run_chain
     from genrec.tables import build_answers, describe_results
 

@@ -6,58 +6,194 @@ Owns its arguments and where the answers go. Knows no model and no file format.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from genrec.errors import DataError
-from genrec.terminal import ModelDir, out_console
+from genrec.errors import DataError, RecipeError
+from genrec.terminal import ModelDir, RayAddress, out_console
 
 if TYPE_CHECKING:
+    from genrec.batch.run import Request
+    from genrec.opening import ModelChoice
     from genrec.types import History
+
+FILTERS, SEARCH, RUNNING = "Filters", "Search", "Running"
+ItemIds = Annotated[list[str] | None, typer.Argument(help="One history: item ids, oldest first.")]
+InputFile = Annotated[
+    Path | None, typer.Option("--input", "-i", help="Users: .jsonl, .parquet, .csv; - is stdin.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File for the answers; else the screen.")
+]
+Form = Annotated[
+    Literal["table", "jsonl", "parquet"] | None,
+    typer.Option("--format", help="Default: by the output's suffix; a table on the screen."),
+]
+User = Annotated[
+    str, typer.Option(help="Whose the one history is, for a model whose prompts say so.")
+]
+Answers = Annotated[int, typer.Option("-k", help="Answers a user.")]
+Seen = Annotated[
+    bool,
+    typer.Option("--seen/--exclude-seen", help="Allow the history.", rich_help_panel=FILTERS),
+]
+OnUnknown = Annotated[Literal["error", "skip"], typer.Option(help="Ids that the catalogue lacks.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="Answer with these items only; repeatable.", rich_help_panel=FILTERS),
+]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option(help="Never answer with this item; repeatable.", rich_help_panel=FILTERS),
+]
+Category = Annotated[
+    list[str] | None,
+    typer.Option(help="Answer within these categories; repeatable.", rich_help_panel=FILTERS),
+]
+Width = Annotated[
+    int | None, typer.Option(help="Beams a user; 2.5 k unless told.", rich_help_panel=SEARCH)
+]
+NormalizeBy = Annotated[
+    Literal["vocab", "level", "child"],
+    typer.Option(help="What a code's probability is relative to.", rich_help_panel=SEARCH),
+]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Go on until the list is proven.", rich_help_panel=SEARCH)
+]
+EngineChoice = Annotated[
+    Literal["torch", "vllm", "ray"],
+    typer.Option(
+        "--engine", help="What runs the model; ray: torch, on a cluster.", rich_help_panel=RUNNING
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU.", rich_help_panel=RUNNING)
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32 or bfloat16; else by device.", rich_help_panel=RUNNING),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Users at once.", rich_help_panel=RUNNING)]
+ShardUsers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="A file of users is answered in shards of so many; a killed run repeats one at most.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--force", help="Drop a run begun differently.", rich_help_panel=RUNNING),
+]
 
 
 def recommend(
     model: ModelDir,
-    item_ids: Annotated[
-        list[str] | None, typer.Argument(help="One history: item ids, oldest first.")
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option("--input", "-i", help="Users: .jsonl, .parquet, .csv; - is stdin."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the answers; else the screen.")
-    ] = None,
-    form: Annotated[
-        Literal["table", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="Default: by the output's suffix; a table on the screen."),
-    ] = None,
-    user: Annotated[
-        str, typer.Option(help="Whose the one history is, for a model whose prompts say so.")
-    ] = "",
-    k: Annotated[int, typer.Option("-k", help="Answers a user.")] = 10,
-    seen: Annotated[bool, typer.Option("--seen/--exclude-seen", help="Allow the history.")] = False,
-    unknown: Annotated[
-        Literal["error", "skip"], typer.Option(help="Ids that the catalogue lacks.")
-    ] = "error",
-    batch_size: Annotated[int, typer.Option(min=1, help="Users at once.")] = 64,
+    item_ids: ItemIds = None,
+    input_file: InputFile = None,
+    output: Output = None,
+    form: Form = None,
+    user: User = "",
+    k: Answers = 10,
+    unknown: OnUnknown = "error",
+    seen: Seen = False,
+    allow: Allow = None,
+    deny: Deny = None,
+    category: Category = None,
+    width: Width = None,
+    normalize: NormalizeBy = "vocab",
+    exact: Exact = False,
+    engine: EngineChoice = "torch",
+    device: Device = None,
+    dtype: Dtype = None,
+    ray_address: RayAddress = None,
+    batch_size: BatchSize = 64,
+    shard_users: ShardUsers = 2000,
+    force: Anew = False,
 ) -> None:
     """Step 6: the next items for one history, a file of users, or JSON lines on standard input.
 
     For example: `genrec recommend -m runs/quickstart/model B0012 B0471 -k 5`
-    """
-    from genrec.batch import Request, answer_histories, open_writer, write_answers
-    from genrec.tables import build_answers
 
-    histories = _read_requests(item_ids, input_file, user)
+    From a file to a file (`-i users.parquet -o answers.parquet`) a run that is killed goes on where
+    it was when the same command is given again.
+    """
+    from genrec.batch.run import Request
+    from genrec.decode.engine import Search
+    from genrec.opening import ModelChoice
+    from genrec.types import Filters
+
+    _check_arguments(item_ids, input_file, user)
     form = form or _choose_form(output)
     _check_form(form, output)
-    from genrec.recommender import Recommender
+    filters = Filters(allow, tuple(deny or ()), tuple(category or ()))
+    search = Search(width=width, normalize=normalize, exact=exact)
+    request = Request(k, not seen, unknown, filters, search)
+    choice = ModelChoice(model, "vllm" if engine == "vllm" else "torch", device, dtype)
+    if input_file is not None and output is not None and str(input_file) != "-":
+        cluster = _find_cluster(engine, ray_address)
+        run = _FileRun(input_file, output, form, batch_size, shard_users, force)
+        _answer_file(run, choice, request, cluster)
+        return
+    if engine == "ray" or ray_address is not None:
+        raise RecipeError("--engine ray works from a file to a file: give --input and --output")
+    histories = _read_requests(item_ids, input_file, user)
+    _answer_here(histories, choice, request, form, output, batch_size)
 
-    recommender = Recommender.from_pretrained(model)
-    request = Request(k, not seen, unknown)
+
+@dataclass(frozen=True, slots=True)
+class _FileRun:
+    """A run from a file to a file, as it was asked for."""
+
+    source: Path
+    output: Path
+    form: str
+    batch_size: int
+    shard_users: int
+    force: bool
+
+
+def _answer_file(run: _FileRun, choice: ModelChoice, request: Request, cluster: Any) -> None:
+    from genrec.batch.histories import check_source, stream_histories
+    from genrec.batch.job import open_job
+    from genrec.batch.run import check_request, describe_run, find_fault, run_job, run_job_on_ray
+    from genrec.opening import open_recommender
+
+    check_source(run.source)
+    recommender = open_recommender(choice)
+    check_request(recommender, request)
+    key = describe_run(run.source, choice, request)
+    check = partial(find_fault, recommender.catalogue, request.unknown)
+    histories, size = stream_histories(run.source), run.shard_users
+    with open_job(run.output, key, histories, check, shard_users=size, force=run.force) as job:
+        if cluster is None:
+            run_job(job, recommender, request, run.batch_size)
+        else:
+            run_job_on_ray(job, cluster, choice, request, run.batch_size)
+        job.write_output(run.form)
+    out_console.print(f"{job.n_users:,} users: {run.output}", highlight=False)
+
+
+def _answer_here(
+    histories: list[History],
+    choice: ModelChoice,
+    request: Request,
+    form: str,
+    output: Path | None,
+    batch_size: int,
+) -> None:
+    from genrec.batch.answers import open_writer
+    from genrec.batch.run import write_answers
+    from genrec.batch.samples import answer_histories
+    from genrec.opening import open_recommender
+    from genrec.tables import build_answers
+
+    recommender = open_recommender(choice)
     if form == "table":
         for history, titles, answers in answer_histories(recommender, histories, request):
             out_console.print(build_answers(history, titles, answers), highlight=False)
@@ -68,10 +204,14 @@ def recommend(
         out_console.print(f"{len(histories):,} users: {output}", highlight=False)
 
 
-def _read_requests(item_ids: list[str] | None, input_file: Path | None, user: str) -> list[History]:
-    from genrec.batch import parse_histories, read_histories
-    from genrec.types import History
+def _find_cluster(engine: str, ray_address: str | None) -> Any:
+    """The cluster that answers; None for this process."""
+    from genrec.tokenizers.cluster import find_engine
 
+    return find_engine("ray" if engine == "ray" else "local", ray_address)
+
+
+def _check_arguments(item_ids: list[str] | None, input_file: Path | None, user: str) -> None:
     if item_ids and input_file:
         raise DataError("give item ids or --input, not both")
     if user and not item_ids:
@@ -79,16 +219,22 @@ def _read_requests(item_ids: list[str] | None, input_file: Path | None, user: st
             f"--user {user} goes with one history of item ids; in a file, name users in its column "
             f"user_id"
         )
-    if item_ids:
-        return [History(user, tuple(item_ids))]
-    if input_file is None and sys.stdin.isatty():
+    if not item_ids and input_file is None and sys.stdin.isatty():
         raise DataError(
             "no history was given; write item ids after the command, name a file with --input, "
             "or pipe JSON lines in"
         )
+
+
+def _read_requests(item_ids: list[str] | None, input_file: Path | None, user: str) -> list[History]:
+    from genrec.batch.histories import parse_histories, stream_histories
+    from genrec.types import History
+
+    if item_ids:
+        return [History(user, tuple(item_ids))]
     if input_file is None or str(input_file) == "-":
-        return parse_histories(sys.stdin, source="standard input")
-    return read_histories(input_file)
+        return list(parse_histories(sys.stdin, source="standard input"))
+    return list(stream_histories(input_file))
 
 
 def _choose_form(output: Path | None) -> Literal["table", "jsonl", "parquet"]:

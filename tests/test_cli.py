@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from genrec import cli, doctor
+from genrec import cli, cli_recommend, doctor
 from genrec.doctor import Check
 from genrec.errors import DataError, RecipeError
 from genrec.types import History
@@ -109,21 +109,21 @@ def test_wrong_use_is_explained(arguments: list[str], message: str) -> None:
 def test_no_history_at_a_terminal_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(DataError, match="no history was given"):
-        cli._read_requests(None, None, "")
+        cli_recommend._check_arguments(None, None, "")
 
 
 def test_histories_come_from_arguments_or_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli._read_requests(["a", "b"], None, "u")[0] == History("u", ("a", "b"))
+    assert cli_recommend._read_requests(["a", "b"], None, "u")[0] == History("u", ("a", "b"))
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"history": ["c"]}\n'))
-    assert cli._read_requests(None, Path("-"), "")[0].item_ids == ("c",)
+    assert cli_recommend._read_requests(None, Path("-"), "")[0].item_ids == ("c",)
 
 
 def test_the_form_follows_the_output() -> None:
-    assert cli._choose_form(Path("a.parquet")) == "parquet"
-    assert cli._choose_form(Path("a.jsonl")) == "jsonl"
-    assert cli._choose_form(None) == "jsonl"
+    assert cli_recommend._choose_form(Path("a.parquet")) == "parquet"
+    assert cli_recommend._choose_form(Path("a.jsonl")) == "jsonl"
+    assert cli_recommend._choose_form(None) == "jsonl"
 
 
 def test_the_doctor_reports_and_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_the_report_of_the_run_is_complete(tiny_run: Path) -> None:
 
 
 def test_samples_for_the_screen(tiny_run: Path) -> None:
-    from genrec.batch import recommend_samples
+    from genrec.batch.samples import recommend_samples
 
     samples = recommend_samples(tiny_run, users=2, k=4)
     known = set(pl.read_parquet(tiny_run / "data" / "users.parquet")["user_id"])

@@ -1,0 +1,1 @@
+"""Many users at once: files of histories in, files of recommendations out."""
