@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart  install, then the whole way on the built-in catalogue (about 4 minutes on 2 cores)"
 	@echo "make test        install, then lint, types and every test but gpu and network"
 	@echo "make test-fast   unit tests only"
-	@echo "make test-vllm   exported models in a real vLLM on the CPU, in an environment of its own (5 GB)"
+	@echo "make test-vllm   exports, the engine and its traps in a real vLLM on the CPU, in an environment of its own (5 GB)"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       the figures behind the speed claims"
 

@@ -1,7 +1,8 @@
 """genrec: LLM-based generative recommendation, from raw files to valid item ids.
 
 The public face is small and loads lazily, so that `import genrec` brings in neither torch nor
-transformers: `genrec.Recommender`, `genrec.SemanticIdTokenizer` and `genrec.load_dataset`.
+transformers: `genrec.Recommender`, `genrec.SemanticIdTokenizer`, `genrec.load_dataset` and
+`genrec.load_zero_shot`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ if TYPE_CHECKING:
     from genrec.data.dataset import load_dataset
     from genrec.recommender import Recommender
     from genrec.tokenizers.semantic_id import SemanticIdTokenizer
+    from genrec.zero_shot import load_zero_shot
 
     __version__: str
 
-__all__ = ["Recommender", "SemanticIdTokenizer", "__version__", "load_dataset"]
+__all__ = ["Recommender", "SemanticIdTokenizer", "__version__", "load_dataset", "load_zero_shot"]
 
 _LAZY = {
     "Recommender": "genrec.recommender",
     "SemanticIdTokenizer": "genrec.tokenizers.semantic_id",
     "load_dataset": "genrec.data.dataset",
+    "load_zero_shot": "genrec.zero_shot",
 }
 
 

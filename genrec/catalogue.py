@@ -14,11 +14,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from genrec.decode.engine import ItemFilter
-from genrec.errors import DataError, RecipeError, UnknownItemError, join_problems
+from genrec.decode.trie import Trie
+from genrec.errors import (
+    CapacityError,
+    DataError,
+    RecipeError,
+    UnknownItemError,
+    join_problems,
+)
 from genrec.recipe import suggest_name
 from genrec.types import Filters, IndexArray, Recommendation, Unknown
 
+Mask = NDArray[np.bool_]
+
 _MOST_NAMED = 5
+_MOST_JOINED = 64
 _SUGGEST_AMONG = 20_000
 
 
@@ -37,6 +47,7 @@ class Catalogue:
         self.titles: list[str] = index["title"].fill_null("").to_list()
         self.sids: list[str] = index["sid"].to_list()
         self.rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self._joined: dict[tuple[int, int], tuple[Mask, Mask, Mask]] = {}
 
     @property
     def n_items(self) -> int:
@@ -59,8 +70,31 @@ class Catalogue:
             if name:
                 mask = np.zeros(self.n_items, dtype=np.bool_)
                 mask[rows["row"].to_numpy()] = True
+                mask.setflags(write=False)  # so that engines work it through once
                 masks[str(name).strip()] = mask
         return masks
+
+    def check_histories(self, histories: Sequence[IndexArray], k: int) -> None:
+        """Refuse histories of item_index, or a number of answers, that the catalogue cannot serve.
+
+        Raises:
+            CapacityError: k is below 1 or above the number of items.
+            DataError: an empty history.
+            UnknownItemError: an index outside the catalogue.
+        """
+        if not 1 <= k <= self.n_items:
+            raise CapacityError(
+                f"k={k} answers were asked for, but the catalogue has {self.n_items:,} items; "
+                f"choose k from 1 to {self.n_items}"
+            )
+        for history in histories:
+            if len(history) == 0:
+                raise DataError("a history is empty; it needs at least one item")
+            if history.min() < 0 or history.max() >= self.n_items:
+                raise UnknownItemError(
+                    f"a history holds item_index {int(history.max())} or {int(history.min())}, "
+                    f"outside 0..{self.n_items - 1}; indices must come from this model's catalogue"
+                )
 
     def find_rows(self, item_ids: Sequence[str], unknown: Unknown) -> IndexArray:
         """The item_index of each item of a history.
@@ -101,22 +135,16 @@ class Catalogue:
         return ["" if row is None else self.titles[row] for row in rows]
 
     def find_mask(self, filters: Filters) -> NDArray[np.bool_] | None:
-        """The items that `allow` and `categories` leave; None where they say nothing.
+        """The items that `mask` and `categories` leave; None where they say nothing.
 
         Filters of one category alone share one array, which engines work through once.
 
         Raises:
-            UnknownItemError: an allowed id outside the catalogue.
             DataError: a category that no item has.
         """
         masks = []
         if filters.categories:
             masks.append(self._find_categories(filters.categories))
-        if filters.allow is not None:
-            self._check_known(filters.allow, "Correct the id, or leave it out of `allow`")
-            mask = np.zeros(self.n_items, dtype=np.bool_)
-            mask[[self.rows[item_id] for item_id in filters.allow]] = True
-            masks.append(mask)
         if filters.mask is not None:
             masks.append(filters.mask)
         if not masks:
@@ -139,10 +167,29 @@ class Catalogue:
         """
         mask = self.find_mask(filters)
         if available is not None:
-            mask = available if mask is None else mask & available
+            mask = available if mask is None else self._join_masks(mask, available)
+        only = None
+        if filters.allow is not None:
+            self._check_known(filters.allow, "Correct the id, or leave it out of `allow`")
+            only = np.array([self.rows[item_id] for item_id in filters.allow], dtype=np.int64)
         self._check_known(filters.deny, "Correct the id, or leave it out of `deny`")
         denied = np.array([self.rows[item_id] for item_id in filters.deny], dtype=np.int64)
-        return [ItemFilter(np.union1d(items, denied), mask) for items in seen]
+        return [ItemFilter(np.union1d(items, denied), mask, only) for items in seen]
+
+    def _join_masks(self, mask: Mask, available: Mask) -> Mask:
+        """Both conditions; a category's is joined once with what can be had, and kept."""
+        if mask.flags.writeable or available.flags.writeable:
+            return mask & available
+        key = id(mask), id(available)
+        known = self._joined.get(key)
+        # The masks are kept beside their join: as long as they live, no other has their id.
+        if known is None:
+            joined = mask & available
+            joined.setflags(write=False)
+            known = self._joined[key] = (mask, available, joined)
+            if len(self._joined) > _MOST_JOINED:
+                self._joined.pop(next(iter(self._joined)))
+        return known[2]
 
     def describe(self, item: int, rank: int, score: float) -> Recommendation:
         """An answer as people read it."""
@@ -194,3 +241,48 @@ def check_unknown(unknown: str) -> None:
     """
     if unknown not in ("error", "skip"):
         raise RecipeError(f"unknown={unknown!r} is not a policy; use 'error' or 'skip'")
+
+
+def frame_items(
+    item_ids: Sequence[str],
+    titles: Sequence[str],
+    sids: Sequence[str],
+    categories: Sequence[str],
+) -> pl.DataFrame:
+    """The rows of an item index for these items."""
+    columns = {"item_id": item_ids, "title": titles, "sid": sids, "categories": categories}
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def change_items(
+    trie: Trie,
+    index: pl.DataFrame,
+    removed: Sequence[int],
+    new: pl.DataFrame,
+    codes: NDArray[np.integer],
+) -> tuple[Trie, pl.DataFrame]:
+    """The trie and the index of a catalogue of which some items went and others came.
+
+    Items that stay keep their order, new ones follow.
+
+    Args:
+        trie: of the items before; unchanged.
+        index: theirs; unchanged.
+        removed: item_index of those that go.
+        new: item_id, title, sid and categories of those that come; their codes may be those of
+            items that go.
+        codes: (M, L), row i for row i of `new`.
+
+    Raises:
+        DataError: no item would be left, or codes that an item has which stays.
+    """
+    if len(removed) == trie.n_items and len(new):
+        changed = Trie.from_codes(codes)  # a trie is never empty, not even on the way
+    else:
+        changed = trie.remove(removed) if len(removed) else trie
+        changed = changed.insert(codes) if len(new) else changed
+    columns = [name for name in new.columns if name in index.columns]
+    stays = np.ones(len(index), dtype=np.bool_)
+    stays[np.asarray(removed, dtype=np.int64)] = False
+    kept = index.select(columns).filter(pl.Series(stays))
+    return changed, pl.concat([kept, new.select(columns)])

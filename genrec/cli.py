@@ -23,6 +23,7 @@ import genrec
 from genrec.cli_bench import bench_app
 from genrec.cli_prompts import prompts_app
 from genrec.cli_recommend import recommend
+from genrec.cli_serve import add_key, serve
 from genrec.cli_tokenize import tokenize_app
 from genrec.cli_train import train
 from genrec.errors import GenrecError, RecipeError
@@ -169,6 +170,8 @@ def _show_metrics(report: Path) -> None:
 
 
 app.command(rich_help_panel=STEPS_PANEL)(recommend)
+app.command(rich_help_panel=STEPS_PANEL)(serve)
+app.command("serve-key", rich_help_panel=STEPS_PANEL)(add_key)
 
 
 @app.command(rich_help_panel=CHAIN_PANEL)

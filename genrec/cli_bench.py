@@ -105,6 +105,32 @@ def bench_prompts(
     _show(measure(n_users=users, n_items=items, repeats=repeats), as_json)
 
 
+@bench_app.command("serve")
+def bench_serve(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Further words for `genrec serve`, after --.")
+    ] = None,
+    as_json: Json = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Else a small one is trained first.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of all loads together.")] = 600.0,
+    k: Annotated[int, typer.Option("-k", min=1, help="Answers a request.")] = 10,
+    clients: Annotated[int, typer.Option(min=1, help="At once, to find the capacity.")] = 32,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short, to see that it runs; no targets.")
+    ] = False,
+) -> None:
+    """The server from half of what it can do to ten times that: latency, refusals, memory."""
+    from genrec.bench.serve import ServeBench
+    from genrec.bench.serve import bench_serve as measure
+
+    options = ServeBench(
+        model, min(seconds, 5.0) if quick else seconds, k, clients, quick, tuple(arguments or ())
+    )
+    _show(measure(options), as_json)
+
+
 def _show(result: dict[str, Any], as_json: Path | None) -> None:
     from genrec.tables import format_bench
 

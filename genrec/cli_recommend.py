@@ -26,6 +26,18 @@ ItemIds = Annotated[list[str] | None, typer.Argument(help="One history: item ids
 InputFile = Annotated[
     Path | None, typer.Option("--input", "-i", help="Users: .jsonl, .parquet, .csv; - is stdin.")
 ]
+CatalogueDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output of `genrec data`: --model is then any language model, asked for titles of it."
+    ),
+]
+AdapterDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", help="Output of `genrec train` for an adapter over the model: it answers."
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File for the answers; else the screen.")
 ]
@@ -95,6 +107,8 @@ Anew = Annotated[
 def recommend(
     model: ModelDir,
     item_ids: ItemIds = None,
+    catalogue: CatalogueDir = None,
+    adapter: AdapterDir = None,
     input_file: InputFile = None,
     output: Output = None,
     form: Form = None,
@@ -120,6 +134,9 @@ def recommend(
 
     For example: `genrec recommend -m runs/quickstart/model B0012 B0471 -k 5`
 
+    A language model that was never tuned answers too: `genrec recommend -m CHECKPOINT --catalogue
+    runs/quickstart/data B0012`, CHECKPOINT being a directory or a hub name.
+
     From a file to a file (`-i users.parquet -o answers.parquet`) a run that is killed goes on where
     it was when the same command is given again.
     """
@@ -134,7 +151,8 @@ def recommend(
     filters = Filters(allow, tuple(deny or ()), tuple(category or ()))
     search = Search(width=width, normalize=normalize, exact=exact)
     request = Request(k, not seen, unknown, filters, search)
-    choice = ModelChoice(model, "vllm" if engine == "vllm" else "torch", device, dtype)
+    engine_name: Literal["torch", "vllm"] = "vllm" if engine == "vllm" else "torch"
+    choice = ModelChoice(model, engine_name, device, dtype, catalogue, adapter)
     if input_file is not None and output is not None and str(input_file) != "-":
         cluster = _find_cluster(engine, ray_address)
         run = _FileRun(input_file, output, form, batch_size, shard_users, force)

@@ -6,13 +6,18 @@ through here. Knows no option's name and no protocol.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from genrec.errors import RecipeError
+from genrec.model_weights import find_switch
 from genrec.recommender import Recommender
+from genrec.zero_shot import load_zero_shot
 
 EngineName = Literal["torch", "vllm"]
+_ANSWERING = "the one that answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +29,61 @@ class ModelChoice:
         engine: what runs it.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         dtype: of the weights; None takes float32 on CPU and bfloat16 on GPU.
+        catalogue: a data artefact, whose items are recommended by title; `model` is then any
+            checkpoint directory or hub name. None is for a model of `genrec train`.
+        adapter: a model directory of an adapter over the same base, which then answers.
     """
 
     model: Path
     engine: EngineName = "torch"
     device: str | None = None
     dtype: str | None = None
+    catalogue: Path | None = None
+    adapter: Path | None = None
 
 
-def open_recommender(choice: ModelChoice) -> Recommender:
+def open_recommender(
+    choice: ModelChoice, adapters: Mapping[str, Path] | None = None
+) -> Recommender:
     """The recommender of a choice.
 
+    Args:
+        choice: which model, and how.
+        adapters: further adapters by name, for `Recommender.use_adapter`.
+
     Raises:
-        ArtifactError: the directory is missing, half written or changed.
-        ModelError: it cannot be used.
+        ArtifactError: a directory is missing, half written or changed.
+        DataError: a catalogue without titles.
+        MissingExtraError: engine vllm, and vLLM is not installed.
+        ModelError: the model cannot be used.
+        RecipeError: a catalogue, and an engine that decodes no titles; adapters where they have
+            no place.
     """
-    return Recommender.from_pretrained(choice.model, device=choice.device, dtype=choice.dtype)
+    wanted = dict(adapters or {}) | ({_ANSWERING: choice.adapter} if choice.adapter else {})
+    if wanted and (choice.engine != "torch" or choice.catalogue is not None):
+        raise RecipeError(
+            f"adapters ({', '.join(map(str, wanted.values()))}) lie over a trained model in engine "
+            f"torch; with another engine give the adapter's own directory as the model: it holds a "
+            f"merged checkpoint"
+        )
+    if choice.catalogue is None:
+        recommender = Recommender.from_pretrained(
+            choice.model,
+            device=choice.device,
+            dtype=choice.dtype,
+            engine=choice.engine,
+            adapters=wanted,
+        )
+        switch = find_switch(recommender.engine)
+        if choice.adapter and switch:
+            switch.keep(_ANSWERING)
+        return recommender
+    if choice.engine != "torch":
+        raise RecipeError(
+            f"engine {choice.engine} decodes semantic IDs only; use engine torch for the titles of "
+            f"a catalogue"
+        )
+    # A name on the hub looks like a path, and must not be taken for one.
+    return load_zero_shot(
+        str(choice.model), choice.catalogue, device=choice.device, dtype=choice.dtype
+    )

@@ -9,42 +9,37 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
 from genrec.artifact import load_artifact
-from genrec.catalogue import Catalogue, check_unknown
-from genrec.decode.engine import PLAIN, Engine, ItemFilter, Search
+from genrec.catalogue import Catalogue, change_items, check_unknown, frame_items
+from genrec.decode.align import Align, Aligner, read_padding
+from genrec.decode.engine import PLAIN, Engine, ItemFilter, Search, SwapsTrie
 from genrec.decode.filtered import rank_filtered
+from genrec.decode.int8 import quantize_engine
 from genrec.decode.soft_users import UserVectors, load_users
-from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
-from genrec.errors import (
-    CapacityError,
-    DataError,
-    ModelError,
-    RecipeError,
-    UnknownItemError,
-    join_problems,
-)
+from genrec.errors import DataError, ModelError, join_problems
+from genrec.model_engine import build_engine, build_items, build_vllm_engine
+from genrec.model_weights import load_weights, use_adapter
 from genrec.prompts.chat import ChatFrame, read_chat
 from genrec.prompts.encode import encode_history
+from genrec.prompts.explain import ExplainPrompt, load_explain
 from genrec.prompts.render import HistoryPrompt
-from genrec.recipe import suggest_name
 from genrec.tokenizers.semantic_id import SemanticIdTokenizer
-from genrec.tokenizers.sid_text import format_token
 from genrec.tokenizers.update import check_successor
 from genrec.train.users import read_user_sids
-from genrec.types import Filters, IndexArray, RankedItems, Recommendation, Unknown
+from genrec.types import Filters, FloatArray, IndexArray, RankedItems, Recommendation, Unknown
 
 NO_FILTERS = Filters()
+_NO_ARGS: Mapping[str, Any] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -82,43 +77,72 @@ class Recommender:
         """
         self._users = users or KnownUsers({}, None)
         self.engine = engine
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._prompt = prompt
-        self._chat = chat
+        self.chat = chat
+        self.explain_prompt: ExplainPrompt | None = None  # None for a model that cannot explain
+        self.aligner = Aligner()
         self.catalogue = Catalogue(index)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        engine: Literal["torch", "vllm", "items"] = "torch",
+        vllm_args: Mapping[str, Any] = _NO_ARGS,
+        adapters: Mapping[str, Path] | None = None,
+        align: Align = "keep",
     ) -> Self:
         """The recommender in a model directory that `genrec train` wrote.
 
         Args:
             path: the model artefact.
             device: `cpu`, `cuda`, `cuda:1`, ...; the GPU if there is one when unset.
-            dtype: `float32` or `bfloat16`; float32 on CPU and bfloat16 on GPU when unset.
+            dtype: `float32` or `bfloat16`; float32 on CPU and bfloat16 on GPU when unset. `int8`,
+                on CPU alone, is quicker and approximate; a log line says how much.
+            engine: what runs the model; vllm runs on what it was built for, whatever `device`;
+                items loads no weights, for a model that runs elsewhere.
+            vllm_args: for engine vllm, what `open_vllm` takes: adapters, tensor_parallel_size, ...
+            adapters: for engine torch, model directories of adapters over this one, by name; see
+                `use_adapter`.
+            align: for engine vllm, what may be done to prompts that fill no whole blocks; see
+                `decode.align`.
 
         Raises:
             ArtifactError: the directory is missing, half written or changed.
+            MissingExtraError: vLLM is asked for and not installed.
             ModelError: weights, tokenizer and item index do not belong together.
         """
         artifact = load_artifact(path, step="train")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        disable_progress_bar()  # transformers draws one for each load, terminal or not
         tokenizer = AutoTokenizer.from_pretrained(artifact.path)
-        model = AutoModelForCausalLM.from_pretrained(artifact.path, dtype=_parse_dtype(dtype))
-        model.eval().to(device)
         index = pl.read_parquet(artifact.path / "item_index.parquet").sort("item_index")
         settings = json.loads((artifact.path / "genrec.json").read_text(encoding="utf-8"))
-        codes = np.array(index["codes"].to_list(), dtype=np.int64)
-        level_tokens = _find_tokens(tokenizer, settings["codebook_sizes"], model)
-        engine = TorchEngine(model, Trie.from_codes(codes), level_tokens)
         prompt = HistoryPrompt.load(artifact.path / "recommend.json")
-        # After the engine's own check of the model, whose made-up prompts have no users.
-        known = load_users(model, tokenizer, artifact.path)
-        users = KnownUsers(read_user_sids(artifact.path), known)
-        return cls(engine, tokenizer, prompt, index, read_chat(settings.get("chat")), users)
+        runs: Engine
+        vectors = None
+        if engine != "torch":
+            given = ({"dtype": dtype} if dtype else {}) | dict(vllm_args)
+            build = build_items if engine == "items" else build_vllm_engine
+            runs = build(artifact.path, tokenizer, index, settings, prompt, **given)
+        else:
+            model = load_weights(artifact.path, device, dtype, adapters)
+            runs = build_engine(model, tokenizer, index, settings, prompt)
+            # After the engine's own check of the model, whose made-up prompts have no users.
+            vectors = load_users(model, tokenizer, artifact.path)
+        users = KnownUsers(read_user_sids(artifact.path), vectors)
+        opened = cls(runs, tokenizer, prompt, index, read_chat(settings.get("chat")), users)
+        opened.explain_prompt = load_explain(artifact.path)
+        opened.aligner = Aligner.choose(read_padding(settings.get("align")), align, runs)
+        if dtype == "int8" and engine == "torch":
+            quantize_engine(runs, opened.make_up_prompts())
+        return opened
+
+    def use_adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """A block in which answers are an adapter's; see `model_weights.use_adapter`."""
+        return use_adapter(self.engine, name)
 
     @property
     def n_items(self) -> int:
@@ -152,12 +176,7 @@ class Recommender:
             DataError: a new item without a title.
             ModelError: no such version, or an engine whose items cannot change.
         """
-        engine = self.engine
-        if not isinstance(engine, TorchEngine):
-            raise ModelError(
-                f"a {type(engine).__name__} cannot change its items while it runs; make a model "
-                f"directory with `genrec tokenize apply` and load that"
-            )
+        engine = self._find_swapping()
         known = self.catalogue
         sids = dict(zip(known.item_ids, known.sids, strict=True))
         check_successor(sids, engine.codebook_sizes, tokenizer, allow_reuse=allow_reuse)
@@ -168,22 +187,39 @@ class Recommender:
             raise DataError(join_problems("new items need a title, even an empty one", untitled))
         left = set(tokenizer.item_ids)
         removed = [row for row, item_id in enumerate(self.item_ids) if item_id not in left]
-        trie = engine.trie.remove(removed) if removed else engine.trie
-        trie = trie.insert(tokenizer.codes[added]) if added else trie
-        new = pl.DataFrame(
-            {
-                "item_id": ids,
-                "title": [titles[item_id] for item_id in ids],
-                "sid": [tokenizer.sids[row] for row in added],
-                "categories": [(categories or {}).get(item_id, "") for item_id in ids],
-            },
-            schema=dict.fromkeys(("item_id", "title", "sid", "categories"), pl.String),
+        new = frame_items(
+            ids,
+            [titles[item_id] for item_id in ids],
+            [tokenizer.sids[row] for row in added],
+            [(categories or {}).get(item_id, "") for item_id in ids],
         )
-        columns = [name for name in new.columns if name in known.index.columns]
-        stays = known.index.filter(pl.col("item_id").is_in(list(left)))
-        index = pl.concat([stays.select(columns), new.select(columns)])
-        engine = engine.replace_trie(trie)
-        return type(self)(engine, self._tokenizer, self._prompt, index, self._chat, self._users)
+        return self.replace_items(
+            *change_items(engine.trie, known.index, removed, new, tokenizer.codes[added])
+        )
+
+    def replace_items(self, trie: Trie, index: pl.DataFrame) -> Self:
+        """A recommender of other items over the same weights; this one goes on.
+
+        Args:
+            trie: their codes.
+            index: item_id, title, sid and categories, in the trie's item_index order.
+
+        Raises:
+            ModelError: an engine whose items cannot change, or codes that it has no token for.
+        """
+        engine = self._find_swapping().replace_trie(trie)
+        other = type(self)(engine, self.tokenizer, self._prompt, index, self.chat, self._users)
+        other.explain_prompt, other.aligner = self.explain_prompt, self.aligner
+        return other
+
+    def _find_swapping(self) -> SwapsTrie:
+        # An engine of titles has a trie, too, but not of codes.
+        if isinstance(self.engine, SwapsTrie) and isinstance(self.engine.trie, Trie):
+            return self.engine
+        raise ModelError(
+            f"a {type(self.engine).__name__} cannot change its items while it runs; make a model "
+            f"directory with `genrec tokenize apply` and load that"
+        )
 
     def recommend(
         self,
@@ -233,7 +269,7 @@ class Recommender:
         """The same as `recommend` for many histories at once, in their order."""
         check_unknown(unknown)
         rows = [self.catalogue.find_rows(history, unknown) for history in histories]
-        self._check_histories(rows, k)
+        self.catalogue.check_histories(rows, k)
         nothing = np.empty(0, dtype=np.int64)
         seen = [np.unique(history) if exclude_seen else nothing for history in rows]
         wanted = self.catalogue.build_filters(filters, seen, available=None)
@@ -280,7 +316,7 @@ class Recommender:
         exclude_seen: bool,
         user_ids: Sequence[str] | None,
     ) -> RankedItems:
-        self._check_histories(histories, k)
+        self.catalogue.check_histories(histories, k)
         nothing = np.empty(0, dtype=np.int64)
         seen = [np.unique(history) if exclude_seen else nothing for history in histories]
         return self.rank_filtered(histories, k, [ItemFilter(s) for s in seen], user_ids=user_ids)
@@ -303,23 +339,50 @@ class Recommender:
             search: how to search.
             user_ids: whose histories they are; of use where `needs_users`.
         """
-        self._check_histories(histories, k)
-        users = self._check_users(user_ids, len(histories))
+        self.catalogue.check_histories(histories, k)
+        users = self.check_users(user_ids, len(histories))
         prompts = self.encode_prompts(histories, users)
-        vectors = self._users.vectors
-        shown = vectors.find(users) if vectors and self._prompt.needs_embedding else None
+        shown = self.find_vectors(users)
         return rank_filtered(self.engine, prompts, filters, k, search, user_vectors=shown)
 
     def encode_prompts(
         self, histories: Sequence[IndexArray], user_ids: Sequence[str]
     ) -> list[list[int]]:
         """The tokens that the model reads for each user; "" names no user."""
+        sids, titles = self.catalogue.sids, self.catalogue.titles
         return [
-            self._encode_history(history, user_id)
+            self.encode_entries([sids[i] for i in history], [titles[i] for i in history], user_id)
             for history, user_id in zip(histories, user_ids, strict=True)
         ]
 
-    def _check_users(self, user_ids: Sequence[str] | None, n_histories: int) -> Sequence[str]:
+    def make_up_prompts(self, n_prompts: int = 32) -> list[list[int]]:
+        """The prompts of random histories of 1 to 8 items, the same at each call."""
+        random = np.random.default_rng(0)
+        lengths = random.integers(1, 9, n_prompts)
+        histories = [random.integers(0, self.n_items, length) for length in lengths]
+        return self.encode_prompts(histories, [""] * n_prompts)
+
+    def encode_entries(
+        self, sids: Sequence[str], titles: Sequence[str], user_id: str = ""
+    ) -> list[int]:
+        """The tokens that the model reads for semantic ids and their titles, oldest first."""
+        user_sid = self._users.sids.get(user_id, "")
+        prompt, chat = self._prompt, self.chat
+
+        def encode(start: int) -> list[int]:
+            shown = sids[start:], titles[start:]
+            ids = encode_history(self.tokenizer, prompt, *shown, chat, user_sid=user_sid)
+            return self._users.vectors.repeat_marks(ids) if self._users.vectors else ids
+
+        return self.aligner.align(encode, len(sids), prompt.max_history)
+
+    def find_vectors(self, user_ids: Sequence[str]) -> FloatArray | None:
+        """The embedding of each user, where the model's prompt shows them; else None."""
+        vectors = self._users.vectors
+        return vectors.find(user_ids) if vectors and self._prompt.needs_embedding else None
+
+    def check_users(self, user_ids: Sequence[str] | None, n_histories: int) -> Sequence[str]:
+        """The user ids, "" each where none were given and the prompt needs none."""
         if user_ids is None:
             if self.needs_users:
                 raise DataError(
@@ -332,60 +395,3 @@ class Recommender:
                 f"{len(user_ids)} user ids were given for {n_histories} histories; give one each"
             )
         return user_ids
-
-    def _check_histories(self, histories: Sequence[IndexArray], k: int) -> None:
-        if not 1 <= k <= self.n_items:
-            raise CapacityError(
-                f"k={k} answers were asked for, but the catalogue has {self.n_items:,} items; "
-                f"choose k from 1 to {self.n_items}"
-            )
-        for history in histories:
-            if len(history) == 0:
-                raise DataError("a history is empty; it needs at least one item")
-            if history.min() < 0 or history.max() >= self.n_items:
-                raise UnknownItemError(
-                    f"a history holds item_index {int(history.max())} or {int(history.min())}, "
-                    f"outside 0..{self.n_items - 1}; indices must come from this model's catalogue"
-                )
-
-    def _encode_history(self, history: IndexArray, user_id: str) -> list[int]:
-        ids = encode_history(
-            self._tokenizer,
-            self._prompt,
-            [self.catalogue.sids[item] for item in history],
-            [self.catalogue.titles[item] for item in history],
-            self._chat,
-            user_sid=self._users.sids.get(user_id, ""),
-        )
-        return self._users.vectors.repeat_marks(ids) if self._users.vectors else ids
-
-
-def _parse_dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise RecipeError(f"unknown dtype {name!r}; {suggest_name(name, known)}")
-    return known[name]
-
-
-def _find_tokens(tokenizer: Any, codebook_sizes: Sequence[int], model: Any) -> list[IndexArray]:
-    """For each level the token id of every code; the vocabulary must hold each as one token."""
-    levels = []
-    n_rows = model.get_input_embeddings().weight.shape[0]
-    vocabulary = tokenizer.get_vocab()
-    for level, size in enumerate(codebook_sizes):
-        tokens = [format_token(level, code) for code in range(size)]
-        missing = [token for token in tokens if token not in vocabulary]
-        if missing:
-            raise ModelError(
-                f"the model's tokenizer lacks {len(missing)} of {size} tokens of level "
-                f"{level + 1}, such as {missing[0]!r}; model, tokenizer and item index do not "
-                f"belong together: run `genrec train` again"
-            )
-        ids = np.array([vocabulary[token] for token in tokens], dtype=np.int64)
-        if ids.max() >= n_rows:
-            raise ModelError(
-                f"token id {int(ids.max())} has no row in the model's {n_rows} embeddings; "
-                f"model and tokenizer do not belong together: run `genrec train` again"
-            )
-        levels.append(ids)
-    return levels

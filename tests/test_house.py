@@ -25,7 +25,7 @@ LAYERS = {
     "tokenizers": 2, "prompts": 2,
     "decode": 3,
     "train": 4,
-    "catalogue": 5, "opening": 5, "recommender": 5,
+    "catalogue": 5, "model_engine": 5, "model_weights": 5, "opening": 5, "recommender": 5, "zero_shot": 5,
     "eval": 6, "serve": 6, "batch": 6, "doctor": 6, "bench": 6,
     "pipeline": 7, "tables": 7,
     "__main__": 8, "cli": 8, "cli_bench": 8, "cli_prompts": 8, "cli_recommend": 8, "cli_serve": 8,

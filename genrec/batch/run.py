@@ -21,6 +21,7 @@ from genrec.batch.job import BatchJob, build_part, read_shard
 from genrec.catalogue import Catalogue
 from genrec.decode.engine import PLAIN, Search
 from genrec.manifest import MANIFEST, hash_file
+from genrec.model_weights import find_home
 from genrec.opening import ModelChoice, open_recommender
 from genrec.progress import show_progress
 from genrec.recommender import NO_FILTERS, Recommender
@@ -92,8 +93,10 @@ def describe_run(source: Path, choice: ModelChoice, request: Request) -> dict[st
     assert mask is None, "the command line has no masks"
     key = {
         "input": hash_file(source),
-        "model": hash_file(described),
+        "model": hash_file(described) if described.is_file() else str(choice.model),
         **{name: value for name, value in asdict(choice).items() if name != "model"},
+        "catalogue": choice.catalogue and hash_file(choice.catalogue / MANIFEST),
+        "adapter": choice.adapter and hash_file(find_home(choice.adapter) / MANIFEST),
         **values,
     }
     plain: dict[str, Any] = json.loads(json.dumps(key, default=str))

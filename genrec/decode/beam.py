@@ -7,6 +7,7 @@ no model and no trie; candidates are rows of flat arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -81,3 +82,51 @@ def _find_at_least(
     rows, columns = at.cpu().numpy().T
     real = columns < counts[rows]
     return rows[real], starts[rows[real]] + columns[real], values[real]
+
+
+class BestItems:
+    """The best k items of each user so far.
+
+    Attributes:
+        item_index: (U, k) int64, best first; -1 where a user has fewer.
+        scores: (U, k) float32; -inf where item_index is -1.
+    """
+
+    def __init__(self, item_index: IndexArray, scores: FloatArray) -> None:
+        """Begin with these, best first."""
+        self.item_index = item_index
+        self.scores = scores
+
+    @classmethod
+    def begin_empty(cls, n_users: int, k: int) -> Self:
+        """No items yet."""
+        return cls(
+            np.full((n_users, k), -1, dtype=np.int64),
+            np.full((n_users, k), -np.inf, dtype=np.float32),
+        )
+
+    @property
+    def worst(self) -> FloatArray:
+        """(U,) what an item must reach to be among them; -inf while there are fewer than k."""
+        return self.scores[:, -1]
+
+    def add(self, user: IndexArray, item: IndexArray, score: FloatArray) -> None:
+        """Let items that are not among them compete; of equal scores the lower item_index wins.
+
+        Shapes:
+            user, item, score: (C,), in any order.
+        """
+        reaches = score >= self.worst[user]
+        if not reaches.any():
+            return
+        n_users, k = self.scores.shape
+        held = self.item_index.ravel() >= 0
+        users = np.append(np.repeat(np.arange(n_users), k)[held], user[reaches])
+        items = np.append(self.item_index.ravel()[held], item[reaches])
+        scores = np.append(self.scores.ravel()[held], score[reaches])
+        order = np.lexsort((items, -scores, users))
+        users = users[order]
+        place = np.arange(len(users)) - np.searchsorted(users, users)
+        order, users, place = order[place < k], users[place < k], place[place < k]
+        self.item_index[users, place] = items[order]
+        self.scores[users, place] = scores[order]

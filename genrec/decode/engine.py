@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genrec.decode.trie import Trie
 from genrec.types import IndexArray, RankedItems
 
 Normalize = Literal["vocab", "level", "child"]
@@ -61,14 +62,18 @@ class ItemFilter:
     Attributes:
         excluded: item_index that it may not be answered with; best for few.
         allowed: a mask over all items; None allows all. Prompts that share one array object share
-            the work of it, so a category's mask is best made once.
+            the work of it, and a read-only one (`setflags(write=False)`) is worked through once for
+            as long as it lives, so a category's mask is best made once.
+        only: item_index of the only items that it may be answered with, where they are few: of many
+            items nothing but these is looked at; None does not restrict.
 
     Shapes:
-        excluded: any number of int64; allowed: (N,) bool.
+        excluded, only: any number of int64; allowed: (N,) bool.
     """
 
     excluded: IndexArray = field(default_factory=_nothing)
     allowed: NDArray[np.bool_] | None = None
+    only: IndexArray | None = None
 
 
 @runtime_checkable
@@ -110,5 +115,28 @@ class Engine(Protocol):
             UnknownItemError: an excluded item_index outside the catalogue.
             DecodeError: values of `search` that mean nothing.
             ModelError: the model gave a score that is not a number.
+        """
+        ...
+
+
+@runtime_checkable
+class SwapsTrie(Engine, Protocol):
+    """An engine over semantic IDs whose items can change while it runs."""
+
+    @property
+    def trie(self) -> Trie:
+        """The legal code sequences."""
+        ...
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes each level has a token for."""
+        ...
+
+    def replace_trie(self, trie: Trie) -> Self:
+        """An engine for other items over the same weights; this one goes on.
+
+        Raises:
+            ModelError: codes that there is no token for.
         """
         ...

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from genrec.decode.engine import PLAIN, Engine, ItemFilter, Search
-from genrec.decode.request import count_legal
+from genrec.decode.request import count_legal, narrow_filters
 from genrec.decode.search import join_batches
 from genrec.types import FloatArray, RankedItems
 
@@ -40,7 +40,10 @@ def rank_filtered(
     Shapes:
         user_vectors: (U, dimensions); result: (U, k).
     """
-    wanted = np.minimum(k, count_legal(filters, engine.n_items))
+    # Of a catalogue of titles, items without one are no answers.
+    answerable = getattr(engine, "answerable", None)
+    legal = filters if answerable is None else narrow_filters(filters, answerable)
+    wanted = np.minimum(k, count_legal(legal, engine.n_items))
     parts: list[tuple[Sequence[int], RankedItems]] = []
     # Engines that run elsewhere take no embeddings; without any, nothing more is asked of them.
     rank: Any = engine.rank_prompts

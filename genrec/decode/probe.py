@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.decode.head import LanguageHead
+from genrec.decode.lean import LeanPromptCache, can_run_lean
 from genrec.decode.prompt_cache import CopiedPromptCache, PromptCache, SharedPromptCache
 from genrec.decode.soft_users import ignore_marks
 from genrec.errors import ModelError
@@ -49,13 +50,15 @@ def choose_cache(model: PreTrainedModel, head: LanguageHead) -> type[PromptCache
             "(Qwen, Llama, Gemma, GPT-2 and the like)"
         )
     faults: list[str] = []
-    ways: tuple[type[PromptCache], ...] = (SharedPromptCache, CopiedPromptCache)
+    ways: list[type[PromptCache]] = [SharedPromptCache, CopiedPromptCache]
+    if can_run_lean(model):
+        ways.insert(0, LeanPromptCache)
     for way in ways:
         fault = _find_fault(model, head, way)
         if fault is None:
-            if faults:
+            if way is CopiedPromptCache:
                 logger.info(
-                    "%s copies its prompt to every beam: %s", type(model).__name__, faults[0]
+                    "%s copies its prompt to every beam: %s", type(model).__name__, faults[-1]
                 )
             return way
         faults.append(f"{way.__name__}: {fault}")

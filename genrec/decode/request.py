@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genrec.decode.engine import ItemFilter, Normalize, Search
 from genrec.errors import CapacityError, DataError, DecodeError, UnknownItemError, join_problems
@@ -82,6 +83,11 @@ def check_request(
             f"{default_width(k, limits.n_items)}"
         )
     width = default_width(k, limits.n_items) if width is None else min(width, limits.n_items)
+    if search.groups > width:
+        raise CapacityError(
+            f"groups={search.groups} cannot share width={width} beams; use at most {width} groups, "
+            f"or more beams"
+        )
     return Request(
         prompts=_check_prompts(prompts, limits),
         k=k,
@@ -144,7 +150,11 @@ def _check_filters(
     if len(filters) != n_prompts:
         raise DataError(f"{len(filters)} filters for {n_prompts} prompts; give one a prompt")
     checked = tuple(
-        replace(wanted, excluded=np.unique(np.asarray(wanted.excluded, dtype=np.int64)))
+        replace(
+            wanted,
+            excluded=np.unique(np.asarray(wanted.excluded, dtype=np.int64)),
+            only=None if wanted.only is None else np.unique(np.asarray(wanted.only, np.int64)),
+        )
         for wanted in filters
     )
     _check_items(checked, n_items)
@@ -155,7 +165,9 @@ def _check_filters(
         if n_legal < k:
             short.append(
                 f"prompt {row} has {n_legal} legal items: {len(wanted.excluded)} of {n_items} "
-                f"excluded" + ("" if wanted.allowed is None else ", others not allowed")
+                "excluded"
+                + ("" if wanted.allowed is None else ", others not allowed")
+                + ("" if wanted.only is None else f", only {len(wanted.only)} named as allowed")
             )
     if short:
         raise CapacityError(
@@ -168,13 +180,15 @@ def _check_items(filters: Sequence[ItemFilter], n_items: int) -> None:
     unknown, unfit = [], []
     for row, wanted in enumerate(filters):
         items, mask = wanted.excluded, wanted.allowed
-        if items.size and not 0 <= items[0] <= items[-1] < n_items:
-            outside = items[0] if items[0] < 0 else items[-1]
-            unknown.append(f"prompt {row} excludes item_index {outside}")
+        named = {"excludes": items, "allows": items[:0] if wanted.only is None else wanted.only}
+        for verb, rows in named.items():
+            if rows.size and not 0 <= rows[0] <= rows[-1] < n_items:
+                outside = rows[0] if rows[0] < 0 else rows[-1]
+                unknown.append(f"prompt {row} {verb} item_index {outside}")
         if mask is not None and (mask.shape != (n_items,) or mask.dtype != np.bool_):
             unfit.append(f"prompt {row} allows by a mask of shape {mask.shape}, {mask.dtype}")
     if unknown:
-        subject = f"excluded items must be in the catalogue, 0 to {n_items - 1}"
+        subject = f"the items of a filter must be in the catalogue, 0 to {n_items - 1}"
         raise UnknownItemError(join_problems(subject, unknown))
     if unfit:
         raise DataError(join_problems(f"a mask must be ({n_items},) bool, one an item", unfit))
@@ -191,6 +205,9 @@ def count_legal(filters: Sequence[ItemFilter], n_items: int) -> list[int]:
     counts = []
     for wanted in filters:
         mask = wanted.allowed
+        if wanted.only is not None:
+            counts.append(len(list_only(wanted)))
+            continue
         if mask is None:
             counts.append(n_items - len(wanted.excluded))
             continue
@@ -198,3 +215,30 @@ def count_legal(filters: Sequence[ItemFilter], n_items: int) -> list[int]:
             totals[id(mask)] = int(np.count_nonzero(mask))
         counts.append(totals[id(mask)] - int(np.count_nonzero(mask[wanted.excluded])))
     return counts
+
+
+def list_only(wanted: ItemFilter) -> IndexArray:
+    """The rising item_index that a filter with `only` leaves."""
+    assert wanted.only is not None, "of other filters the complement is short"
+    items = np.setdiff1d(wanted.only, wanted.excluded)
+    return items if wanted.allowed is None else items[wanted.allowed[items]]
+
+
+def narrow_filters(filters: Sequence[ItemFilter], mask: NDArray[np.bool_]) -> list[ItemFilter]:
+    """Filters that also leave out what a mask leaves out; masks that were shared still are.
+
+    Args:
+        filters: checked.
+        mask: (N,) bool.
+    """
+    joined: dict[int, NDArray[np.bool_]] = {}
+    narrowed = []
+    for wanted in filters:
+        allowed = mask
+        if wanted.allowed is not None:
+            if id(wanted.allowed) not in joined:
+                joined[id(wanted.allowed)] = wanted.allowed & mask
+            allowed = joined[id(wanted.allowed)]
+        excluded = wanted.excluded[mask[wanted.excluded]]
+        narrowed.append(ItemFilter(excluded, allowed, wanted.only))
+    return narrowed

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from genrec.decode.engine import PLAIN, ItemFilter, Normalize, Search
 from genrec.decode.head import LanguageHead
+from genrec.decode.prefix_cache import PrefixCache, PrefixStats
 from genrec.decode.probe import choose_cache, max_positions
 from genrec.decode.prompt_cache import PromptCache
 from genrec.decode.request import EngineLimits, Request, check_request
@@ -64,7 +65,7 @@ class TorchEngine:
             ModelError: not decoder-only, no head, tokens that do not fit the trie or the head, or
                 logits that the engine's method does not reproduce.
         """
-        _check_levels(trie, level_token_ids)
+        check_levels(trie, level_token_ids)
         self.trie = trie
         model.eval()
         self._model = model
@@ -72,6 +73,7 @@ class TorchEngine:
         with torch.inference_mode():
             self._head = LanguageHead(model, level_token_ids)
             self._cache = choose_cache(model, self._head) if way is None else way
+        self._prefixes: PrefixCache | None = None
         positions = max_positions(model)
         self._limits = EngineLimits(
             n_items=trie.n_items,
@@ -85,6 +87,11 @@ class TorchEngine:
         return self.trie.n_items
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The language model that answers."""
+        return self._model
+
+    @property
     def way(self) -> type[PromptCache]:
         """How beams run on this model."""
         return self._cache
@@ -94,13 +101,29 @@ class TorchEngine:
         """How many codes each level has a token for."""
         return tuple(len(ids) for ids in self._head.token_ids)
 
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """What the cache of prompts' beginnings has done; all 0 without one."""
+        return PrefixStats() if self._prefixes is None else self._prefixes.stats
+
+    def keep_prefixes(self, max_bytes: int) -> None:
+        """From now on, run the beginning that prompts share with earlier ones no more.
+
+        Answers stay the same but for rounding. Weights must not change afterwards, other than by
+        `decode.adapters`: what was kept of them would not.
+
+        Args:
+            max_bytes: of keys and values to keep at most; 0 keeps none.
+        """
+        self._prefixes = PrefixCache(max_bytes) if max_bytes else None
+
     def replace_trie(self, trie: Trie) -> TorchEngine:
         """An engine for other items over the same weights, which are shared; this one goes on.
 
         Raises:
             ModelError: codes that there is no token for.
         """
-        _check_levels(trie, self._head.token_ids)
+        check_levels(trie, self._head.token_ids)
         other = copy.copy(self)
         other.trie = trie
         other._limits = replace(self._limits, n_items=trie.n_items)
@@ -168,10 +191,21 @@ class TorchEngine:
     def _split_batches(self, request: Request) -> Iterator[list[int]]:
         """Rows of the request that fit into the cache together, like lengths side by side."""
         n_steps = self.trie.n_levels - 1
+        lengths = [len(prompt) for prompt in request.prompts]
+        kinds = [0] * len(lengths)
+        if self._prefixes is not None:
+            # A batch runs as many tokens of each prompt as of the least known one.
+            kinds = [
+                (len(prompt) - self._prefixes.count_known(self._model, prompt)).bit_length()
+                for prompt in request.prompts
+            ]
         batch: list[int] = []
-        for user in sorted(range(len(request.prompts)), key=lambda row: len(request.prompts[row])):
-            n_tokens = self._cache.count_tokens(len(request.prompts[user]), request.width, n_steps)
-            if batch and (len(batch) + 1) * n_tokens > self._batch_tokens:
+        for user in sorted(range(len(lengths)), key=lambda row: (kinds[row], lengths[row])):
+            n_tokens = self._cache.count_tokens(lengths[user], request.width, n_steps)
+            if request.search.exact:
+                n_tokens += request.search.max_evaluations
+            is_full = (len(batch) + 1) * n_tokens > self._batch_tokens
+            if batch and (is_full or kinds[user] != kinds[batch[0]]):
                 yield batch
                 batch = []
             batch.append(user)
@@ -181,7 +215,10 @@ class TorchEngine:
     def _rank_batch(self, request: Request, users: list[int]) -> RankedItems:
         """The answers to some of the request's prompts."""
         part = request.select(users)
-        cache = self._cache(self._model, part.prompts)
+        if self._prefixes is None:
+            cache = self._cache(self._model, part.prompts)
+        else:
+            cache = self._prefixes.run_prompts(self._cache, self._model, part.prompts)
         dialogue = search_items(self.trie, part)
         question = next(dialogue)
         while True:
@@ -226,7 +263,7 @@ class TorchEngine:
         return torch.from_numpy(values).to(self._head.device)
 
 
-def _check_levels(trie: Trie, level_token_ids: Sequence[IndexArray]) -> None:
+def check_levels(trie: Trie, level_token_ids: Sequence[IndexArray]) -> None:
     if len(level_token_ids) != trie.n_levels:
         raise ModelError(
             f"tokens for {len(level_token_ids)} levels were given, but items have {trie.n_levels} "

@@ -61,6 +61,7 @@ def read_model(artifact: Artifact, dataset: Dataset) -> ModelRecord:
         _check_items(artifact, index["item_id"].to_list(), dataset)
         if "codes" in index.columns:
             codes = np.array(index["codes"].to_list(), dtype=np.int64)
+            codes = codes if codes.size else None  # a model that answers in titles
     settings = _read_json(artifact.path / "genrec.json")
     return ModelRecord(
         losses=tuple(_read_losses(artifact.path / "training.jsonl")),

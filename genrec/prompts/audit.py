@@ -67,7 +67,8 @@ class LeakAudit:
         tokenizers = {role: artifact for role, artifact in inputs.items() if role != "data"}
         self._settle(
             time=audit_times(self._dataset, self._recipe.ties),
-            ids=audit_ids(self._dataset, self._sids),
+            # Titles have no order that choices could have made.
+            ids=audit_ids(self._dataset, self._sids) if any(self._sids) else Findings([], [], {}),
             sources=audit_sources(self._dataset, tokenizers),
         )
 

@@ -8,18 +8,19 @@ and no instruction template.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError as JinjaError
 
-from genrec.errors import ModelError, RecipeError
+from genrec.errors import DataError, ModelError, RecipeError
 from genrec.prompts.sandbox import Rendered
 
 # Plain letters: no template trims, splits or escapes them.
 _USER = "GENRECUSERMESSAGE"
 _ANSWER = "GENRECANSWER"
+_MESSAGE = "GENRECMESSAGE"
 # Llama 3.1 and others write today's date; a model must not see another prompt every day. The day
 # is the one that Llama 3.2's own template falls back to.
 _DAY = datetime.date(2024, 7, 26)
@@ -53,6 +54,53 @@ class ChatFrame:
     def as_record(self) -> dict[str, str]:
         """What `read_chat` reads back."""
         return {name: getattr(self, name) for name in _FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What somebody said; `role` is a word that chat templates know."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Rendered
+
+
+def frame_messages(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
+    """A conversation in a tokenizer's chat template, up to where the answer begins.
+
+    The template sees markers only, so that no text of a message passes through it; what came from
+    data in a message stays marked.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: at least one, oldest first.
+
+    Raises:
+        DataError: the template has no place for such a conversation.
+    """
+    markers = [f"{_MESSAGE}{number}END" for number in range(len(messages))]
+    shown = [
+        {"role": message.role, "content": marker}
+        for message, marker in zip(messages, markers, strict=True)
+    ]
+    try:
+        rest = _render(tokenizer, shown, add_generation_prompt=True)
+    except _REFUSALS as error:
+        raise DataError(
+            f"the model's chat template refuses these messages ({error}); send the roles in the "
+            f"order that it knows, such as user and assistant in turn"
+        ) from error
+    text, spans = "", []
+    for message, marker in zip(messages, markers, strict=True):
+        before, found, rest = rest.partition(marker)
+        if not found or marker in rest:
+            raise DataError(
+                f"the model's chat template does not show a message of role {message.role!r} once, "
+                f"in its place; send other messages"
+            )
+        text += before
+        spans += [(start + len(text), end + len(text)) for start, end in message.content.spans]
+        text += message.content.text
+    return Rendered(text + rest, tuple(spans))
 
 
 def read_chat(record: Mapping[str, str] | None) -> ChatFrame | None:

@@ -59,7 +59,7 @@ class Corpus:
 
     Attributes:
         items: the catalogue's table, in item_index order.
-        sids: each item's semantic ids.
+        sids: each item's semantic ids; all empty where the tokenizer's IDs are titles.
         walks: the choices that rows may show and ask for.
         events: what is known of each choice, row by row as in `walks.item_index`: `timestamp`,
             `rating`, `review_text`, `review_title` where the data have them, and nothing of a
@@ -90,6 +90,11 @@ class Corpus:
     def max_text_characters(self) -> int:
         """The longest that one value of data may be."""
         return self.recipe.max_text_characters
+
+    @property
+    def has_sids(self) -> bool:
+        """Whether items have semantic ids that rows can show."""
+        return bool(self.sids[:1] and self.sids[0])
 
     def texts(self, column: str) -> list[CleanText]:
         """A column of the catalogue, cleaned, in item_index order; empty where there is none."""
@@ -155,13 +160,11 @@ def read_corpus(
             makes it; None leaves the templates off that need user ids.
 
     Raises:
-        ArtifactError: a tokenizer artefact is unusable, made for other items or users, or its IDs
-            are texts.
+        ArtifactError: a tokenizer artefact is unusable, or made for other items or users.
     """
     artifact = load_artifact(tokenizer, step="tokenize")
-    _refuse_texts(artifact)
     inputs = {"data": dataset.artifact, "tokenize": artifact}
-    sids = _match_sids(artifact.path / CODES_FILE, dataset)
+    sids = _match_sids(artifact.path / CODES_FILE, dataset, tokens=_has_tokens(artifact))
     users_table = dataset.users.sort("user_index")
     user_ids = users_table["user_id"].to_list()
     user_sids = None
@@ -220,15 +223,10 @@ def match_user_sids(artifact: Artifact, user_ids: Sequence[str]) -> list[SidText
         raise ArtifactError(f"{artifact.path}: {error}") from error
 
 
-def _refuse_texts(artifact: Artifact) -> None:
-    """Raise where IDs are words: rows need tokens, which text from data must never become."""
+def _has_tokens(artifact: Artifact) -> bool:
+    """Whether IDs are tokens such as <a_12>, rather than titles, which are text from data."""
     config = artifact.path / "config.json"
-    if config.is_file() and not read_json(config).get("spelled", True):
-        raise ArtifactError(
-            f"the IDs of {artifact.path} are titles, not tokens such as <a_12>, so no instruction "
-            f"rows can be made of them: titles serve a language model that is not tuned; use a "
-            f"tokenizer of another recipe, such as rqvae"
-        )
+    return not config.is_file() or bool(read_json(config).get("spelled", True))
 
 
 def hold_out_valid(corpus: Corpus, dataset: Dataset) -> Corpus:
@@ -262,7 +260,7 @@ def _inherit_max_history(recipe: PromptsRecipe, dataset: Dataset) -> int:
     return int(inherited)
 
 
-def _match_sids(path: Path, dataset: Dataset) -> list[SidText]:
+def _match_sids(path: Path, dataset: Dataset, *, tokens: bool) -> list[SidText]:
     try:
         table = pl.read_parquet(path, columns=["item_id", "sid"])
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -280,6 +278,8 @@ def _match_sids(path: Path, dataset: Dataset) -> list[SidText]:
                 problems,
             )
         )
+    if not tokens:
+        return [SidText("")] * len(dataset.item_ids)
     try:
         return [check_sid(sid_of[item_id]) for item_id in dataset.item_ids]
     except DataError as error:

@@ -67,6 +67,36 @@ def encode_rendered(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> l
     return _encode_apart(tokenizer, guard, _split_pieces(rendered))
 
 
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], after: str = ""
+) -> list[list[int]]:
+    """The token ids of texts that are data all through, as `encode_rendered` makes them.
+
+    One call of a fast tokenizer costs a tenth of as many single ones.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        texts: any number, none of them empty.
+        after: what stands before each of them: the ids are those that continue it. Where a
+            tokenizer joins the two into one token, the text is encoded alone.
+    """
+    if not texts:
+        return []
+    guard = _find_guard(tokenizer)
+    lead = _encode_text(tokenizer, after) if after else []
+    broken = [f"{after}{guard.breaker.break_text(text)}" for text in texts]
+    encoded = tokenizer(
+        broken, add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    result = []
+    for text, ids in zip(texts, encoded, strict=True):
+        own = list(ids[len(lead) :])
+        if ids[: len(lead)] != lead or not own or not guard.hostile.isdisjoint(own):
+            own = encode_rendered(tokenizer, Rendered(text, ((0, len(text)),)))
+        result.append(own)
+    return result
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, rendered: Rendered, chat: ChatFrame | None = None
 ) -> list[int]:

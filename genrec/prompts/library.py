@@ -11,7 +11,12 @@ from pathlib import Path
 
 from genrec.errors import RecipeError, TemplateError, join_problems
 from genrec.prompts.recipe import PromptsRecipe, Template, TemplateFile
-from genrec.prompts.render import CompiledTemplate, compile_template, find_template_faults
+from genrec.prompts.render import (
+    RECOMMEND_TARGETS,
+    CompiledTemplate,
+    compile_template,
+    find_template_faults,
+)
 from genrec.prompts.sandbox import find_filtered, find_names
 from genrec.prompts.tasks.all_tasks import TASKS
 from genrec.prompts.tasks.sequential import SEQUENTIAL
@@ -170,10 +175,12 @@ def _choose_recommend(templates: list[Template], recipe: PromptsRecipe) -> int:
             f"{', '.join(recipe.templates)} it is: {names}; set recommend_template in the recipe"
         )
     chosen = templates[marked[0]]
-    if chosen.mark != "seen" or chosen.task != SEQUENTIAL or chosen.target != "{{ sid }}":
+    is_usable = chosen.mark == "seen" and chosen.task == SEQUENTIAL
+    if not is_usable or chosen.target not in RECOMMEND_TARGETS:
         raise TemplateError(
             f"template {chosen.id!r} cannot be used for recommendation: that needs task "
-            f"'{SEQUENTIAL}', mark 'seen' and target '{{{{ sid }}}}' (it has {chosen.task!r}, "
-            f"{chosen.mark!r}, {chosen.target!r}); choose another recommend_template"
+            f"'{SEQUENTIAL}', mark 'seen' and target '{{{{ sid }}}}' or '{{{{ title }}}}' (it has "
+            f"{chosen.task!r}, {chosen.mark!r}, {chosen.target!r}); choose another "
+            f"recommend_template"
         )
     return marked[0]

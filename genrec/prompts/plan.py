@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from genrec.errors import TemplateError, join_problems
 from genrec.prompts.corpus import Corpus
 from genrec.prompts.library import Library
 from genrec.prompts.recipe import PromptsRecipe
@@ -47,10 +48,33 @@ class RowPlan:
 
 
 def plan_train(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPlan:
-    """The training rows, pass by pass, each drawn anew, shuffled, and cut to `max_rows`."""
+    """The training rows, pass by pass, each drawn anew, shuffled, and cut to `max_rows`.
+
+    Raises:
+        TemplateError: templates that show semantic ids, and items have none.
+    """
+    _check_ids(corpus, library)
     return _join_plans(
         [_plan_pass(corpus, library, recipe, number) for number in range(recipe.passes)]
     )
+
+
+def _check_ids(corpus: Corpus, library: Library) -> None:
+    """Raise where rows would show ids that items do not have: their titles are their ids."""
+    if corpus.has_sids:
+        return
+    problems = []
+    for place, compiled in enumerate(library.templates):
+        needed = _list_needed(library, library.find_task(place), place)
+        names = sorted({n for n, field in needed if field.trusted and not n.startswith("user_")})
+        if names:
+            problems.append(f"template {compiled.template.id!r} shows {', '.join(names)}")
+    if problems:
+        subject = (
+            "the tokenizer's IDs are titles, and no item has tokens such as <a_12>; use templates "
+            "of titles, as `title-prompts` does, or a tokenizer of another recipe"
+        )
+        raise TemplateError(join_problems(subject, problems))
 
 
 def _plan_pass(corpus: Corpus, library: Library, recipe: PromptsRecipe, number: int) -> RowPlan:
@@ -78,6 +102,9 @@ def plan_valid(corpus: Corpus, library: Library, recipe: PromptsRecipe) -> RowPl
     """The validation rows: each user's last place in the walks, worded as for recommendation."""
     offsets = corpus.walks.offsets
     subject = offsets[1:][np.diff(offsets) > 1] - 1
+    chosen = library.find_task(library.recommend)
+    for name in library.templates[library.recommend].target.names:
+        subject = subject[chosen.target_fields[name].find_filled(corpus, subject)]
     most = recipe.max_valid_rows
     if most is not None and most < len(subject):
         drawn = _make_generator(recipe, "valid").choice(len(subject), size=most, replace=False)

@@ -49,6 +49,10 @@ __all__ = [
 HISTORY_FIELDS = frozenset({"history", "history_titles", "user_sid", "user_soft"})
 """All that a recommendation prompt can know: what the user chose, and who the user is."""
 
+TITLE_TARGET = "{{ title }}"
+RECOMMEND_TARGETS = ("{{ sid }}", TITLE_TARGET)
+"""What constrained decoding can write."""
+
 USER_MARK = "<|genrec_user|>"
 """The token that stands in a prompt where a user's soft tokens go."""
 
@@ -106,10 +110,11 @@ def find_template_faults(template: Template) -> list[str]:
         faults.append(f"field {name!r} is declared but never used; remove it from `fields`")
     for name in sorted(set(template.optional) - set(template.fields)):
         faults.append(f"optional field {name!r} is not declared in `fields`; add it there")
-    if template.recommend and template.target != "{{ sid }}":
+    if template.recommend and template.target not in RECOMMEND_TARGETS:
         faults.append(
-            f"a recommend template's target must be '{{{{ sid }}}}' and nothing else, because "
-            f"constrained decoding writes only semantic ids (got {template.target!r})"
+            f"a recommend template's target must be '{{{{ sid }}}}' or '{{{{ title }}}}' and "
+            f"nothing else, because constrained decoding writes only semantic ids or titles (got "
+            f"{template.target!r})"
         )
     return faults
 
@@ -231,12 +236,22 @@ class HistoryPrompt:
                 f"{', '.join(sorted(HISTORY_FIELDS))}, not {', '.join(sorted(foreign))}; choose "
                 f"another recommend_template"
             )
+        if self.asks_title and "user_soft" in compiled.input.names:
+            raise TemplateError(
+                f"{compiled.input.label}: answers in titles do not go with user_soft; remove that "
+                f"field, or choose a recommend_template that answers with semantic ids"
+            )
         object.__setattr__(self, "_input", compiled.input)
 
     @property
     def needs_titles(self) -> bool:
         """Whether `render` must be given titles."""
         return "history_titles" in self._input.names
+
+    @property
+    def asks_title(self) -> bool:
+        """Whether the answer is an item's title rather than its semantic id."""
+        return self.template.target == TITLE_TARGET
 
     @property
     def needs_user(self) -> bool:
@@ -272,7 +287,10 @@ class HistoryPrompt:
                 "the history is empty, and a recommendation prompt needs at least one item; give "
                 "one, or recommend by popularity for new users"
             )
-        shown = [check_sid(sid) for sid in sids[-self.max_history :]]
+        recent = sids[-self.max_history :]
+        # Where only titles are shown, items need no semantic ids.
+        with_ids = "history" in self._input.names
+        shown = [check_sid(sid) for sid in recent] if with_ids else [SidText("")] * len(recent)
         cleaned = self._clean_titles(titles, len(sids)) if self.needs_titles else []
         if self.limit is not None:
             named = [title or UNTITLED for title in cleaned]

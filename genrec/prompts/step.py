@@ -29,6 +29,7 @@ from genrec.progress import show_progress
 from genrec.prompts.audit import LeakAudit
 from genrec.prompts.corpus import Corpus, hold_out_valid, read_corpus
 from genrec.prompts.costs import TokenLimit
+from genrec.prompts.explain import ExplainPrompt, choose_explain
 from genrec.prompts.library import Library, build_library
 from genrec.prompts.plan import RowPlan, plan_train, plan_valid
 from genrec.prompts.recipe import PromptsRecipe
@@ -103,11 +104,20 @@ def make_instructions(
             source="recipe",
         )
         prompt.save(work.path / RECOMMEND_FILE)
+        _write_explain(library, train, prompt, work.path)
         write_json(work.path / "examples.json", _render_examples(corpus, library, train))
         work.facts.update(_collect_facts(corpus, library, train, valid), audit=audit.describe())
         if corpus.user_sids is not None:
             _write_users(corpus, inputs["users"], work.path)
     return work.artifact
+
+
+def _write_explain(library: Library, plan: RowPlan, prompt: HistoryPrompt, out: Path) -> None:
+    """Say how a model of these rows is asked for reasons, where any row gives one."""
+    template = choose_explain(library, _count_templates(library, plan))
+    if template is not None:
+        most, characters = prompt.max_history, prompt.max_text_characters
+        ExplainPrompt(template, most, characters, prompt.limit).save(out)
 
 
 def _write_users(corpus: Corpus, users: Artifact, out: Path) -> None:

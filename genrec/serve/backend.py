@@ -6,7 +6,7 @@ HTTP.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
+from genrec.decode.writer import TextPart
 from genrec.errors import GenrecError
 from genrec.recommender import Recommender
 from genrec.types import FloatArray, RankedItems
@@ -22,7 +23,12 @@ State = Literal["starting", "ready", "restarting", "draining", "failed"]
 
 
 class QueueFullError(GenrecError):
-    """More requests wait than the queue holds; try again later."""
+    """More requests wait than the queue holds; try again after `retry_seconds`."""
+
+    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
+        """Say when there should be room again."""
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class DeadlineError(GenrecError):
@@ -63,6 +69,8 @@ class RankJob:
         adapter: by name; None is the model as trained.
         user_vector: the user's embedding, for a model with soft user tokens.
         deadline: `time.monotonic()` seconds by which the answer is wanted.
+        seconds: written by the backend, where it knows: how long the job was in each stage
+            (`queue`, `search`).
     """
 
     edition: Edition
@@ -73,6 +81,7 @@ class RankJob:
     adapter: str | None = None
     user_vector: FloatArray | None = None
     deadline: float = float("inf")
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +109,13 @@ class TextJob:
     deadline: float = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """A piece of a text, as it is written; `finish` is set on the last one only."""
-
-    text: str
-    n_tokens: int
-    finish: Literal["stop", "length"] | None = None
-
-
 class Backend(Protocol):
     """Runs jobs; every method but `start` may be called from many tasks at once."""
+
+    @property
+    def name(self) -> str:
+        """What runs the model: `torch`, `vllm`."""
+        ...
 
     @property
     def state(self) -> State:
@@ -144,6 +149,6 @@ class Backend(Protocol):
         """
         ...
 
-    def write(self, job: TextJob) -> AsyncIterator[TextPart]:
-        """The text of one job, piece by piece; raises as `rank` does."""
+    def write(self, job: TextJob) -> AsyncGenerator[TextPart]:
+        """The text of one job, piece by piece; raises as `rank` does. Closing it ends the job."""
         ...

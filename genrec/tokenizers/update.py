@@ -115,7 +115,7 @@ def add_items(
     raw = tokenizer.quantizer.encode(given) if tokenizer.quantizer.codebooks else codes
     fresh = np.flatnonzero(~returning)
     if len(fresh):
-        codes[fresh] = _code_fresh(tokenizer, given.select_items(fresh), raw[fresh], taken)
+        codes[fresh] = code_fresh(tokenizer, given.select_items(fresh), raw[fresh], taken)
     in_use = _collect_rows(codes, range(len(codes)))
     left = {item: code for item, code in retired.items() if code not in in_use}
     new = _join_items(tokenizer, given.item_ids, codes, raw, _next(tokenizer, left, parent))
@@ -241,10 +241,21 @@ def _check_new(tokenizer: SemanticIdTokenizer, given: FitInput) -> None:
         check_vectors(given.vectors, "the embeddings of the new items", fitted.dimensions)
 
 
-def _code_fresh(
+def code_fresh(
     tokenizer: SemanticIdTokenizer, given: FitInput, raw: CodeArray, taken: CodeArray
 ) -> CodeArray:
-    """Unique codes for items that no version has had."""
+    """Unique codes for items that no version has had, from the frozen quantizer.
+
+    Args:
+        tokenizer: whose quantizer and policy.
+        given: the items.
+        raw: their codes as the quantizer gave them.
+        taken: (M, L) codes that none of them gets.
+
+    Raises:
+        CapacityError: there is no room for every item.
+        DataError: a quantizer that cannot tell new items from old ones.
+    """
     quantizer = tokenizer.quantizer
     if quantizer.codebooks:
         return separate_items(

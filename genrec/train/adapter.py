@@ -30,7 +30,8 @@ def prepare_model(model: Any, recipe: TrainRecipe, row_ids: Sequence[int]) -> An
     Args:
         model: the extended base model; changed in place.
         recipe: method, rank, alpha, dropout, target_modules, token_rows, seed.
-        row_ids: the SID token ids, whose rows are trained as rows unless they are frozen.
+        row_ids: the SID token ids, whose rows are trained as rows unless they are frozen; none
+            where items are known by their titles.
 
     Raises:
         RecipeError: target_modules names no layer of this model.
@@ -49,7 +50,7 @@ def prepare_model(model: Any, recipe: TrainRecipe, row_ids: Sequence[int]) -> An
         target_modules=_list_targets(recipe),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         trainable_token_indices=(
-            _list_rows(model, row_ids) if recipe.token_rows == "train" else None
+            _list_rows(model, row_ids) if recipe.token_rows == "train" and row_ids else None
         ),
     )
     set_seed(recipe.seed)

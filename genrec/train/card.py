@@ -63,7 +63,11 @@ def render_card(
         f"# A generative recommender of {settings['n_items']:,} items",
         "",
         f"Made by genrec from `{base}`. Asked what a user will choose next, it answers with the "
-        f"semantic ID of an item: {settings['n_levels']} tokens, of codebooks {levels}."
+        + (
+            f"semantic ID of an item: {settings['n_levels']} tokens, of codebooks {levels}."
+            if levels
+            else "title of an item."
+        )
         + (f" It was tuned for the domain `{domain}`." if domain else ""),
         "",
         "## Use",

@@ -19,7 +19,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import save_file
 
-from genrec.manifest import write_json
+from genrec.manifest import MANIFEST, hash_file, read_json, write_json
+from genrec.recipe import hash_values
 from genrec.train.quantized import is_quantized, restore_base
 
 BASE_FOLDER = "base"
@@ -85,6 +86,25 @@ def locate_base(base: str | Path) -> str:
     holds it, and `runs/base` could be a hub name too. vLLM does not read it at all.
     """
     return str(Path(base).resolve()) if isinstance(base, Path) or Path(base).is_dir() else base
+
+
+def digest_weights(folder: str | Path) -> str | None:
+    """The sha256 over a checkpoint directory's weights, wherever it lies; None where it has none.
+
+    An artefact's manifest knows its files; others are read.
+    """
+    folder = Path(folder)
+    for home, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
+        files = read_json(home / MANIFEST).get("files", {}) if (home / MANIFEST).is_file() else {}
+        hashes = {
+            name.removeprefix(prefix): record["sha256"]
+            for name, record in files.items()
+            if Path(name).parent == Path(prefix) and name.endswith(".safetensors")
+        }
+        if hashes:
+            return hash_values(hashes)
+    hashes = {path.name: hash_file(path) for path in folder.glob("*.safetensors")}
+    return hash_values(hashes) if hashes else None
 
 
 def _merge_rows(model: PeftModel) -> Any:

@@ -22,13 +22,14 @@ from genrec.tokenizers.sid_text import USER_PREFIX
 from genrec.train.adapter import ROW_PARAMETER, count_parameters
 from genrec.train.batches import count_cycles
 from genrec.train.checkpoint import choose_dtype, frame_prompts, load_shape
+from genrec.train.export import read_codebook_sizes
 from genrec.train.outline import Batch, build_outline, build_random, run_outline
 from genrec.train.recipe import TrainRecipe
 from genrec.train.rows import EncodedRows
 from genrec.train.settings import count_updates
 from genrec.train.soft_users import TrainedUsers, check_soft_users, read_soft_users
 from genrec.train.splits import encode_splits
-from genrec.train.step import check_rows, choose_base, read_codebook_sizes
+from genrec.train.step import check_rows, choose_base
 from genrec.train.users import read_users
 from genrec.train.vocabulary import extend_tokenizer
 

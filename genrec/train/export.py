@@ -20,7 +20,8 @@ from peft import PeftModel
 
 from genrec.artifact import Artifact
 from genrec.errors import ArtifactError
-from genrec.manifest import write_json
+from genrec.manifest import read_json, write_json
+from genrec.prompts.explain import EXPLAIN_FILE
 from genrec.recipe import hash_values
 from genrec.train.adapter import merge_adapter
 from genrec.train.card import render_card
@@ -46,6 +47,8 @@ CATALOGUE_FILES = (INDEX_FILE, SETTINGS_FILE, CARD_FILE, BASE_SETTINGS)
 class Catalogue:
     """The items a model is trained on, in item_index order.
 
+    Where the tokenizer's IDs are titles, there are no levels, and every sid is empty.
+
     Shapes:
         codes: (N, L) int32.
     """
@@ -60,8 +63,9 @@ class Catalogue:
 
     @property
     def digest(self) -> str:
-        """The sha256 over which item has which semantic ID."""
-        return hash_values([list(pair) for pair in zip(self.item_ids, self.sids, strict=True)])
+        """The sha256 over which item has which semantic ID, or title where there are no IDs."""
+        names = self.sids if self.codebook_sizes else self.titles
+        return hash_values([list(pair) for pair in zip(self.item_ids, names, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,12 @@ class Account:
     settings: dict[str, Any]
     recipe: TrainRecipe
     facts: Mapping[str, Any]
+
+
+def read_codebook_sizes(tokenizer: Path) -> list[int]:
+    """How many codes each level of a tokenizer artefact has a token for; none for titles."""
+    config = read_json(tokenizer / "config.json")
+    return [int(size) for size in config["codebook_sizes"]] if config.get("spelled", True) else []
 
 
 def read_catalogue(data: Path, tokenizer: Path, codebook_sizes: Sequence[int]) -> Catalogue:
@@ -102,8 +112,12 @@ def read_catalogue(data: Path, tokenizer: Path, codebook_sizes: Sequence[int]) -
         item_ids=tuple(joined["item_id"].to_list()),
         titles=tuple(joined["title"].fill_null("").to_list()),
         texts=tuple(joined["text"].fill_null("").to_list()),
-        sids=tuple(joined["sid"].to_list()),
-        codes=np.array(joined["codes"].to_list(), dtype=np.int32),
+        sids=tuple(joined["sid"].to_list()) if codebook_sizes else ("",) * len(joined),
+        codes=(
+            np.array(joined["codes"].to_list(), dtype=np.int32)
+            if codebook_sizes
+            else np.empty((len(joined), 0), dtype=np.int32)
+        ),
         codebook_sizes=tuple(codebook_sizes),
         categories=tuple(joined["categories"].to_list()),
     )
@@ -130,7 +144,7 @@ def export_model(
         model: as trained, adapter and all.
         tokenizer: the extended tokenizer.
         catalogue: the items.
-        instructions: gives `recommend.json`.
+        instructions: gives `recommend.json`, and `explain.json` where rows explain.
         account: what is told about the model.
         out: the artefact's directory.
     """
@@ -142,6 +156,8 @@ def export_model(
         merged.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
     shutil.copyfile(instructions.path / RECOMMEND_FILE, out / RECOMMEND_FILE)
+    if (instructions.path / EXPLAIN_FILE).is_file():
+        shutil.copyfile(instructions.path / EXPLAIN_FILE, out / EXPLAIN_FILE)
     write_catalogue(catalogue, account, out)
 
 

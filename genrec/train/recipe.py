@@ -149,6 +149,14 @@ class TrainRecipe(Recipe):
     max_tokens: int = Field(
         default=1024, ge=8, description="Rows longer than this are left out, and counted."
     )
+    align: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Prompts that a semantic ID answers are filled up with line breaks to a "
+        "multiple of so many tokens, in training and ever after, so that vLLM keeps them whole in "
+        "its prefix cache: 16 for a GPU, 32 for a CPU; 0 does not.",
+    )
     packing: bool = Field(
         default=True,
         description="Rows of a batch laid end to end without padding, each attending to itself "
@@ -259,6 +267,8 @@ class TrainRecipe(Recipe):
             problems.append(
                 f"stop_metric {self.stop_metric} is measured at validations; set eval_every above 0"
             )
+        if self.align and self.soft_user_tokens:
+            problems.append("align is for vLLM, which runs no soft_user_tokens; set one of them to 0")
         if self.system and self.chat == "never":
             problems.append("system stands in a chat template; it needs chat: auto")
         if problems:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from genrec.decode.align import find_padding
 from genrec.errors import DataError
+from genrec.train.align import list_first_tokens, pad_rows
 from genrec.train.checkpoint import Checkpoint
 from genrec.train.domains import check_domain, choose_domain
 from genrec.train.recipe import TrainRecipe
@@ -31,7 +33,7 @@ def encode_splits(
     """Training rows, and validation rows by length; None where nothing is validated.
 
     Args:
-        recipe: domain, max_tokens and the sample for validation.
+        recipe: domain, max_tokens, align and the sample for validation.
         checkpoint: tokenizer, extended, and the frame that prompts stand in.
         instructions: the prompts step's directory.
         soft: the users whom rows show as soft tokens.
@@ -40,9 +42,13 @@ def encode_splits(
         DataError: there is nothing to train on, no row is short enough, or stop_metric has no
             validation to be measured at.
     """
+    tokenizer = checkpoint.tokenizer
+    padding = find_padding(recipe.align, tokenizer)
 
     def encode(split: Any, name: str) -> EncodedRows:
-        rows = encode_rows(checkpoint.tokenizer, split, recipe.max_tokens, name, checkpoint.chat)
+        rows = encode_rows(tokenizer, split, recipe.max_tokens, name, checkpoint.chat)
+        if padding is not None:
+            return pad_rows(rows, padding, list_first_tokens(tokenizer), recipe.max_tokens)
         return rows if soft is None else repeat_marks(rows, soft.known, recipe.max_tokens)
 
     train = _load_split(instructions / "train")

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
 from genrec.artifact import Artifact, check_input, load_artifact, write_artifact
+from genrec.decode.align import find_padding
 from genrec.decode.soft_users import detach_users, save_users
-from genrec.decode.trie import Trie
 from genrec.errors import ModelError, RecipeError
 from genrec.manifest import MANIFEST, write_json
 from genrec.prompts.render import USERS_FILE
@@ -33,8 +32,14 @@ from genrec.train.checkpoint import (
     read_catalogue_digest,
     read_settings,
 )
-from genrec.train.delta import BASE_FOLDER, locate_base
-from genrec.train.export import Account, Catalogue, export_model, read_catalogue
+from genrec.train.delta import BASE_FOLDER, digest_weights, locate_base
+from genrec.train.export import (
+    Account,
+    Catalogue,
+    export_model,
+    read_catalogue,
+    read_codebook_sizes,
+)
 from genrec.train.monitor import check_trackers
 from genrec.train.out_of_memory import name_run
 from genrec.train.processes import start_processes
@@ -51,7 +56,7 @@ from genrec.train.soft_users import (
     read_soft_users,
 )
 from genrec.train.splits import encode_splits
-from genrec.train.stopping import StopMetric, ask_users
+from genrec.train.stopping import StopMetric, ask_users, build_trie
 from genrec.train.users import UserVocabulary, read_users
 from genrec.train.vocabulary import Extension, extend_vocabulary
 
@@ -178,12 +183,6 @@ def _load_inputs(
     return inputs
 
 
-def read_codebook_sizes(tokenizer: Path) -> list[int]:
-    """How many codes each level of a tokenizer artefact has."""
-    config = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
-    return [int(size) for size in config["codebook_sizes"]]
-
-
 def choose_base(base: str | Path, recipe: TrainRecipe) -> str | Path:
     """What to start from: of a model directory its `base/`, for an adapter over frozen rows.
 
@@ -267,7 +266,7 @@ def _build_stop(
         chat=checkpoint.chat,
         vectors=None if soft is None else soft.known,
     )
-    trie = Trie.from_codes(catalogue.codes.astype(np.int64))
+    trie = build_trie(inputs.prompts.path, catalogue, checkpoint.tokenizer, checkpoint.chat)
     return StopMetric(recipe.stop_metric, model, trie, extension.token_ids, questions)
 
 
@@ -361,11 +360,16 @@ def _choose_settings(
     checkpoint: Checkpoint, inputs: _Inputs, recipe: TrainRecipe, users: UserVocabulary | None
 ) -> dict[str, Any]:
     """What `genrec.json` says besides the catalogue."""
+    is_frozen = recipe.token_rows == "frozen"
+    padding = find_padding(recipe.align, checkpoint.tokenizer)
     return {
         "base": locate_base(checkpoint.source),
+        # Such an adapter may be served over its base, beside others; over no other weights.
+        "base_weights": digest_weights(checkpoint.source) if is_frozen else None,
         "method": recipe.method,
         "domain": recipe.domain,
         "chat": None if checkpoint.chat is None else checkpoint.chat.as_record(),
+        "align": None if padding is None else padding.as_record(),
         "user_digest": None if users is None else users.digest,
         "data_digest": inputs.data.manifest.digest,
         "tokenizer_digest": inputs.tokenize.manifest.digest,

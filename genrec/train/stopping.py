@@ -24,10 +24,15 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from genrec.artifact import Artifact
 from genrec.data.dataset import Dataset, HoldOut
+from genrec.decode.align import find_padding
 from genrec.decode.engine import ItemFilter
 from genrec.decode.filtered import rank_filtered
 from genrec.decode.probe import max_positions
+from genrec.decode.prompt_cache import PromptCache
 from genrec.decode.soft_users import UserVectors
+from genrec.decode.title_engine import TitleEngine
+from genrec.decode.title_trie import TitleTrie
+from genrec.decode.titles import build_trained_titles
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
 from genrec.errors import DataError, RecipeError
@@ -83,7 +88,7 @@ def ask_users(
     needs and the instructions lack; with a `domain`, only those who chose an item of it.
 
     Args:
-        recipe: metric_users, domain and seed.
+        recipe: metric_users, domain, align and seed.
         data: the data artefact.
         instructions: the prompts step's directory.
         catalogue: the items.
@@ -129,6 +134,9 @@ def ask_users(
     ]
     if vectors is not None:
         prompts = [vectors.repeat_marks(ids) for ids in prompts]
+    padding = find_padding(recipe.align, tokenizer)
+    if padding is not None:
+        prompts = [padding.pad(ids) for ids in prompts]
     return Questions(
         prompts,
         [np.unique(held.histories[row]) for row in rows],
@@ -145,6 +153,23 @@ def _find_askable(recipe: TrainRecipe, dataset: Dataset, held: HoldOut) -> list[
     return [row for row in rows if domains[held.targets[row][0]] == recipe.domain]
 
 
+def build_trie(
+    instructions: Path, catalogue: Catalogue, tokenizer: Any, chat: ChatFrame | None
+) -> Trie | TitleTrie:
+    """What the trained model answers with: code sequences, or titles where its prompt asks so.
+
+    Args:
+        instructions: the prompts step's directory.
+        catalogue: the items.
+        tokenizer: the extended tokenizer.
+        chat: the frame that prompts stand in.
+    """
+    prompt = HistoryPrompt.load(instructions)
+    if prompt.asks_title:
+        return build_trained_titles(tokenizer, catalogue.titles, prompt, chat)
+    return Trie.from_codes(catalogue.codes.astype(np.int64))
+
+
 class StopMetric:
     """A metric of constrained decoding, measured on a model as it stands."""
 
@@ -152,7 +177,7 @@ class StopMetric:
         self,
         name: str,
         model: Any,
-        trie: Trie,
+        trie: Trie | TitleTrie,
         level_token_ids: Sequence[IndexArray],
         questions: Questions,
     ) -> None:
@@ -161,8 +186,9 @@ class StopMetric:
         Args:
             name: `HR@k` or `NDCG@k`.
             model: prepared for training; its weights are read anew at each measurement.
-            trie: the catalogue's code sequences.
-            level_token_ids: for each level the token id of code 0, 1, 2 and so on.
+            trie: the catalogue's code sequences, or its titles.
+            level_token_ids: for each level the token id of code 0, 1, 2 and so on; not used with
+                titles.
             questions: whom to ask.
 
         Raises:
@@ -190,7 +216,7 @@ class StopMetric:
         self._questions = questions
         self._check_lengths()
         with _in_eval_mode(self._model):
-            self._way = TorchEngine(self._model, trie, level_token_ids).way
+            self._way = self._open_engine().way
 
     def measure(self, accelerator: Accelerator) -> float:
         """The mean over all users; every process asks a share of them and learns the whole.
@@ -201,7 +227,7 @@ class StopMetric:
         started = time.monotonic()
         mine = self._questions.take_share(accelerator.process_index, accelerator.num_processes)
         with _in_eval_mode(self._model):
-            engine = TorchEngine(self._model, self._trie, self._level_token_ids, way=self._way)
+            engine = self._open_engine(self._way)
             filters = [ItemFilter(items) for items in mine.seen]
             ranked = rank_filtered(
                 engine, mine.prompts, filters, self.metric.k, user_vectors=mine.vectors
@@ -220,6 +246,11 @@ class StopMetric:
             time.monotonic() - started,
         )
         return float(value)
+
+    def _open_engine(self, way: type[PromptCache] | None = None) -> TorchEngine | TitleEngine:
+        if isinstance(self._trie, TitleTrie):
+            return TitleEngine(self._model, self._trie, way=way)
+        return TorchEngine(self._model, self._trie, self._level_token_ids, way=way)
 
     def _check_lengths(self) -> None:
         most, longest = max_positions(self._model), max(map(len, self._questions.prompts))

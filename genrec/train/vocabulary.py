@@ -100,7 +100,11 @@ def extend_vocabulary(
         named = extend_tokenizer(tokenizer, users.codebook_sizes, prefix=USER_PREFIX)
         extension = replace(extension, users=named)
     if not extension.is_new:
-        _log.info("train: the base model has this vocabulary already; its token rows are kept")
+        _log.info(
+            "train: the base model has this vocabulary already; its token rows are kept"
+            if codebook_sizes
+            else "train: items are known by their titles; no token is new"
+        )
         return extension
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         # Never shrinks: many checkpoints carry spare rows beyond their tokenizer.
@@ -139,7 +143,7 @@ def extend_tokenizer(
 
     Args:
         tokenizer: a fast tokenizer.
-        codebook_sizes: K of each level.
+        codebook_sizes: K of each level; none where items are known by their titles.
         prefix: empty for items' tokens, `USER_PREFIX` for users'.
 
     Raises:
@@ -164,8 +168,9 @@ def extend_tokenizer(
     token_ids = tuple(
         np.array(tokenizer.convert_tokens_to_ids(level), dtype=np.int64) for level in levels
     )
-    _check_splits(tokenizer, levels, token_ids)
-    return Extension(token_ids, added=not present)
+    if wanted:
+        _check_splits(tokenizer, levels, token_ids)
+    return Extension(token_ids, added=bool(wanted) and not present)
 
 
 def _plain_token(token: str) -> AddedToken:

@@ -56,6 +56,16 @@ class EngineContract:
     """Tests to inherit; each needs only the fixtures `engine` and `prompts`."""
 
     k = 5
+    normalizes = ("vocab", "level", "child")
+    """What the engine under test can score by; an engine of titles has no levels."""
+
+    @pytest.fixture(autouse=True)
+    def knows_normalize(self, request) -> None:
+        """Skip what the engine does not offer."""
+        callspec = getattr(request.node, "callspec", None)
+        wanted = callspec.params.get("normalize") if callspec else None
+        if wanted is not None and wanted not in self.normalizes:
+            pytest.skip(f"this engine has no normalize={wanted!r}")
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -63,3 +63,14 @@ def test_foreign_and_shared_tokens_are_all_named(qwen3):
     assert "2 problems" in str(error.value)
     assert "level 1: token 300 is outside the head's 300 rows" in str(error.value)
     assert "level 2: token 7 stands for two codes" in str(error.value)
+
+
+def test_a_token_far_above_the_first_chunk_does_not_overflow(make_model, token_ids):
+    model = make_model("qwen3", vocab_size=3000)
+    with torch.inference_mode():
+        model.lm_head.weight[2999] *= 500
+        head = LanguageHead(model, token_ids)
+        hidden = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+        logits = model.lm_head(hidden)
+        assert float(logits[:, 2999].max() - logits[:, :1024].max()) > 100
+        torch.testing.assert_close(head.log_sum_exp(hidden), logits.logsumexp(dim=1))

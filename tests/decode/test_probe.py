@@ -7,6 +7,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from genrec.decode.head import LanguageHead
+from genrec.decode.lean import LeanPromptCache
 from genrec.decode.probe import choose_cache, max_positions
 from genrec.decode.prompt_cache import CopiedPromptCache, SharedPromptCache
 from genrec.errors import ModelError
@@ -22,7 +23,24 @@ def choose(model, token_ids):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_most_models_share_the_prompt(architecture, dtype, make_model, token_ids):
-    assert choose(make_model(architecture).to(dtype), token_ids) is SharedPromptCache
+    is_lean = architecture in ("qwen3", "llama")
+    expected = LeanPromptCache if is_lean else SharedPromptCache
+    assert choose(make_model(architecture).to(dtype), token_ids) is expected
+
+
+def test_layers_that_do_more_than_is_written_out_run_through_their_own_forward(
+    make_model, token_ids
+):
+    model = make_model("llama")
+    layer = model.model.layers[0]
+    layer.register_forward_hook(lambda _module, _inputs, hidden: hidden * 1.1)
+    assert choose(model, token_ids) is SharedPromptCache
+
+
+def test_projections_with_hooks_are_called_as_modules(make_model, token_ids):
+    model = make_model("llama")
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _m, _i, values: values * 2)
+    assert choose(model, token_ids) is LeanPromptCache
 
 
 def test_a_model_that_takes_no_tree_mask_gets_copies(make_model, token_ids, caplog):
@@ -35,7 +53,7 @@ def test_a_uniform_model_is_no_fault(make_model, token_ids):
     model = make_model("qwen3")
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    assert choose(model, token_ids) is SharedPromptCache
+    assert choose(model, token_ids) is LeanPromptCache
 
 
 def test_encoder_decoder_models_are_refused(token_ids):

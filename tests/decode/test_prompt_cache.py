@@ -1,4 +1,4 @@
-"""Both ways of running beams against the model's plain forward."""
+"""All ways of running beams against the model's plain forward."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.decode.lean import LeanPromptCache
 from genrec.decode.prompt_cache import CopiedPromptCache, SharedPromptCache
 
 TREE_ARCHITECTURES = ("qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2")
@@ -22,16 +23,24 @@ def run_plainly(model, prompt, tokens, parents):
     return steps
 
 
-@pytest.mark.parametrize("cache_class", [SharedPromptCache, CopiedPromptCache])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", TREE_ARCHITECTURES)
+WAYS = [
+    (way, architecture, attention)
+    for way in (SharedPromptCache, CopiedPromptCache)
+    for architecture in TREE_ARCHITECTURES
+    for attention in ("sdpa", "eager")
+]
+WAYS += [(LeanPromptCache, architecture, "sdpa") for architecture in ("qwen3", "llama")]
+
+
+@pytest.mark.parametrize(("cache_class", "architecture", "attention"), WAYS)
 def test_beams_see_their_prompt_and_their_own_tokens_only(
     cache_class, attention, architecture, make_model, prompts
 ):
     model = make_model(architecture, attn_implementation=attention)
     rng = np.random.default_rng(0)
     # The width changes from step to step, and two beams share a parent.
-    widths = (4, 5, 3)
+    widths = (4, 5, 3)  # and more than the lean way has room for at first
+    widths = (*widths, 70) if cache_class is LeanPromptCache else widths
     tokens = [rng.integers(0, 200, (len(prompts), width)) for width in widths]
     parents = [
         rng.integers(0, before, (len(prompts), width))
@@ -39,7 +48,7 @@ def test_beams_see_their_prompt_and_their_own_tokens_only(
     ]
     with torch.inference_mode():
         cache = cache_class(model, [np.array(prompt) for prompt in prompts])
-        first_numbers = (0, 1, 1 + widths[0])
+        first_numbers = (0, 1, 1 + widths[0], 1 + widths[0] + widths[1])[: len(widths)]
         found = [
             cache.feed(torch.from_numpy(step), torch.from_numpy(first + chosen))
             for step, chosen, first in zip(tokens, parents, first_numbers, strict=True)
@@ -60,3 +69,4 @@ def test_beams_see_their_prompt_and_their_own_tokens_only(
 def test_a_shared_prompt_takes_less_room():
     assert SharedPromptCache.count_tokens(200, 50, 3) == 350
     assert CopiedPromptCache.count_tokens(200, 50, 3) == 10_150
+    assert LeanPromptCache.count_tokens(200, 50, 3) == 350

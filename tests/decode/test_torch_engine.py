@@ -43,9 +43,12 @@ def generate_constrained(model, codes, token_ids, prompts, *, width, k):
             return_dict_in_generate=True,
             output_scores=True,
         ),
-        prefix_allowed_tokens_fn=lambda _row, seen: list(following[tuple(seen[longest:].tolist())]),
+        # Where fewer beams exist than are asked for, `generate` goes on from prefixes of no item.
+        prefix_allowed_tokens_fn=lambda _row, seen: list(
+            following.get(tuple(seen[longest:].tolist()), [0])
+        ),
     )
-    items = [item_of[tuple(sequence[longest:].tolist())] for sequence in output.sequences]
+    items = [item_of.get(tuple(row[longest:].tolist()), -1) for row in output.sequences]
     return np.array(items).reshape(-1, k), output.sequences_scores.view(-1, k).numpy()
 
 

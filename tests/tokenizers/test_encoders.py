@@ -254,3 +254,17 @@ def test_a_real_text_encoder_knows_what_is_alike() -> None:
     lips, colour, guitar = encoder.encode_texts(texts)
     assert lips.shape == (384,)
     assert lips @ colour > lips @ guitar + 0.2
+
+
+@pytest.mark.parametrize("char_ngrams", [None, (3, 4)])
+def test_later_texts_are_placed_among_the_fitted_ones(
+    texts: list[str], char_ngrams: tuple[int, int] | None
+) -> None:
+    encoder = LsaEncoder(recipe_with(dimensions=8, char_ngrams=char_ngrams))
+    fitted, vectors = encoder.fit_texts(texts), encoder.encode_texts(texts)
+    again = fitted.encode_texts(texts)
+    assert again.dtype == np.float32 and again.shape == (60, 8)
+    assert (again * vectors).sum(axis=1).min() > 0.99
+    np.testing.assert_array_equal(fitted.encode_texts(texts[:1]), again[:1])  # alone as together
+    assert not fitted.encode_texts(["~~~"]).any()
+    assert fitted.digest == ""

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from genrec.decode.trie import Trie
-from genrec.errors import ArtifactError, DataError, ModelError
+from genrec.errors import ArtifactError, DataError, ModelError, TemplateError
 from genrec.prompts.corpus import read_corpus
+from genrec.prompts.library import build_library
+from genrec.prompts.plan import plan_train
 from genrec.prompts.recipe import PromptsRecipe
 from genrec.tokenizers.quantizers import title as module
 from genrec.tokenizers.quantizers.title import Title, make_distinct
@@ -143,9 +145,18 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
         Title(build_recipe(), 0).restore_weights(weights)
 
 
-def test_no_rows_are_made_of_titles(tmp_path: Path) -> None:
+def test_rows_show_no_ids_where_ids_are_titles(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", 3, columns={"title": ["a", "b", "<a_1>"]})
     make_tokenizer(build_recipe(), None, tmp_path / "tokenizer", data=data)
     given = make_given(data)
-    with pytest.raises(ArtifactError, match="are titles, not tokens such as <a_12>, so no instr"):
-        read_corpus(PromptsRecipe(), given.catalogue, tmp_path / "tokenizer")
+    corpus, _ = read_corpus(PromptsRecipe(), given.catalogue, tmp_path / "tokenizer")
+    assert corpus.sids == ["", "", ""] and not corpus.has_sids
+    library = build_library(
+        PromptsRecipe(
+            templates=("sequential", "items", "next-title"), recommend_template="next-title-shop"
+        )
+    )
+    with pytest.raises(TemplateError, match=r"IDs are titles.*use templates of titles") as caught:
+        plan_train(corpus, library, PromptsRecipe())
+    assert "template 'sequential-chosen-so-far' shows history, sid" in str(caught.value)
+    assert "next-title" not in str(caught.value)

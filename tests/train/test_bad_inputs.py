@@ -246,7 +246,7 @@ def test_chats_are_trained_and_asked_alike(
     recommender.recommend(["i1", "i2"], k=3)
     sids = [recommender.catalogue.sids[item] for item in (1, 2)]
     rendered = make_prompt(titles=True).render(sids, [HOSTILE, HOSTILE])
-    assert asked == [encode_prompt(tokenizer, rendered, recommender._chat)]
+    assert asked == [encode_prompt(tokenizer, rendered, recommender.chat)]
     assert [token for token in asked[0] if token in (start, end)] == [start, end, start, end, start]
     assert asked[0][: len(head)] == head
 
@@ -257,7 +257,7 @@ def test_models_without_a_chat_are_asked_in_plain_text(
     recipe = short.model_copy(update={"chat": "never"})
     artifact = make(recipe, chatty, walks, tmp_path / "model")
     assert json.loads((artifact.path / "genrec.json").read_text())["chat"] is None
-    assert Recommender.from_pretrained(artifact.path)._chat is None
+    assert Recommender.from_pretrained(artifact.path).chat is None
 
 
 def test_an_empty_training_split_is_refused(

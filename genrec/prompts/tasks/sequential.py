@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from genrec.prompts.corpus import Corpus
 from genrec.prompts.recipe import PromptsRecipe, Template
 from genrec.prompts.render import join_sids, join_titles
-from genrec.prompts.tasks.task import Field, Task, always, sid_field
+from genrec.prompts.tasks.task import Field, Task, always, item_field, sid_field
 from genrec.prompts.tasks.users import user_fields
 from genrec.prompts.windows import find_histories
 from genrec.types import IndexArray
@@ -77,6 +77,6 @@ SEQUENTIAL_TASKS: dict[str, Task] = {
         find_targets,
         find_walkers,
         {**HISTORY_FIELDS, **user_fields(_find_users)},
-        {"sid": sid_field(find_chosen)},
+        {"sid": sid_field(find_chosen), "title": item_field("title", find_chosen)},
     ),
 }

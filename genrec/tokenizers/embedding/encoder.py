@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from genrec.errors import ModelError
+from genrec.errors import DataError, ModelError
 from genrec.progress import show_progress
 from genrec.recipe import find_choice
 from genrec.tokenizers.embedding.lsa import LsaEncoder
@@ -39,6 +39,15 @@ class TextEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class FitsTexts(Protocol):
+    """An encoder whose vectors depend on all texts, which can yet place later ones among them."""
+
+    def fit_texts(self, texts: Sequence[str]) -> TextEncoder:
+        """An encoder of later texts, in the space of these."""
+        ...
+
+
 EncoderMaker = Callable[[EmbedRecipe], TextEncoder]
 
 ENCODERS: dict[str, EncoderMaker] = {
@@ -55,6 +64,30 @@ def build_encoder(recipe: EmbedRecipe) -> TextEncoder:
         ModelError: a model that cannot be loaded.
     """
     return find_choice("encoder", recipe.encoder, ENCODERS)(recipe)
+
+
+def build_later_encoder(
+    recipe: EmbedRecipe, read_texts: Callable[[], Sequence[str]]
+) -> TextEncoder:
+    """An encoder of single texts, in the space of a catalogue that was embedded by this recipe.
+
+    Args:
+        recipe: what the catalogue was embedded by.
+        read_texts: gives the catalogue's texts; asked only where the encoder needs them.
+
+    Raises:
+        DataError: an encoder whose vectors depend on all texts, and that has no `fit_texts`.
+        ModelError: a model that cannot be loaded.
+    """
+    encoder = build_encoder(recipe)
+    if isinstance(encoder, FitsTexts):
+        return encoder.fit_texts(read_texts())
+    if not encoder.digest:
+        raise DataError(
+            f"encoder {recipe.encoder!r} gives a text a vector that depends on all others, so it "
+            f"cannot embed single ones; use sentence-transformers, and fit the tokenizer again"
+        )
+    return encoder
 
 
 ShardEncoder = Callable[[Sequence[Sequence[str]]], Iterator[tuple[int, FloatArray]]]

@@ -1,0 +1,145 @@
+"""A server put together: model, engine, adapters, catalogue, routes.
+
+Owns what is checked before a port is bound, and which part gets what. Knows no option's name and no
+request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from genrec.decode.torch_engine import TorchEngine
+from genrec.decode.writer import Writer
+from genrec.errors import ArtifactError, DataError, ModelError, RecipeError, join_problems
+from genrec.model_weights import find_switch, read_domains
+from genrec.opening import ModelChoice, open_recommender
+from genrec.recommender import Recommender
+from genrec.serve import catalogue_routes
+from genrec.serve.app import build_app
+from genrec.serve.backend import Edition
+from genrec.serve.catalogue_store import open_store
+from genrec.serve.item_encoder import ItemEncoder, find_tokenizer, open_encoder
+from genrec.serve.metrics import ServeMetrics
+from genrec.serve.service import Service
+from genrec.serve.settings import ServeSettings
+from genrec.serve.torch_backend import TorchBackend
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a server is made of.
+
+    Attributes:
+        choice: the model.
+        adapters: directories by name.
+        store: the directory of the catalogue's versions; None serves the model's own items.
+        tokenizer: the frozen tokenizer, which gives new items and texts their codes; None takes the
+            one that the model names, where it is still there.
+    """
+
+    choice: ModelChoice
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    store: Path | None = None
+    tokenizer: Path | None = None
+
+
+def assemble_server(parts: Parts, settings: ServeSettings) -> tuple[Service, FastAPI]:
+    """A service and its application, with everything loaded that can be wrong.
+
+    Args:
+        parts: what it is made of.
+        settings: how it behaves.
+
+    Raises:
+        GenrecError: a model that cannot be used, an adapter of another model, a domain without its
+            adapter, a catalogue that is not this model's.
+    """
+    if parts.choice.engine != "torch":
+        raise RecipeError(
+            f"engine {parts.choice.engine!r} answers `genrec recommend` and no server; serve the "
+            f"model with engine torch, or its checkpoint with vLLM's own server"
+        )
+    settings = replace(settings, domains=_find_domains(parts, settings))
+    recommender = open_recommender(parts.choice, parts.adapters)
+    if isinstance(recommender.engine, TorchEngine):  # before any edition shares its weights
+        recommender.engine.keep_prefixes(settings.prefix_cache_bytes)
+    metrics = ServeMetrics()
+    own = Edition(1, recommender)
+    if parts.store is None:
+        backend = _build_backend(own, settings, metrics)
+        encoder = _find_encoder(parts, recommender)
+        service = Service(own, backend, settings, metrics=metrics, encoder=encoder)
+        return service, build_app(service)
+    store = open_store(parts.store, recommender, parts.tokenizer, model=parts.choice.model)
+    backend = _build_backend(store.edition, settings, metrics)
+    service = Service(store.edition, backend, settings, metrics=metrics, encoder=store)
+    return service, build_app(service, [catalogue_routes.build_router(service, store)])
+
+
+def _build_backend(
+    edition: Edition, settings: ServeSettings, metrics: ServeMetrics
+) -> TorchBackend:
+    recommender = edition.recommender
+    engine: Any = recommender.engine
+    switch = find_switch(engine)
+    writer = Writer(
+        engine.model,
+        recommender.tokenizer,
+        recommender.chat,
+        use_adapter=switch.use if switch else None,
+    )
+    return TorchBackend(edition, settings, metrics, switch, writer)
+
+
+def _find_domains(parts: Parts, settings: ServeSettings) -> dict[str, str]:
+    """The adapter of each domain: those that adapters were tuned for, and what settings say.
+
+    Raises:
+        RecipeError: a domain whose adapter there is not, or that two were tuned for.
+    """
+    tuned = read_domains(parts.adapters)
+    domains = {domain: names[0] for domain, names in tuned.items()} | dict(settings.domains)
+    problems = [
+        f"domain {domain!r} is to be answered by adapter {name!r}, which is not served; pass "
+        f"--adapter {name}=PATH"
+        for domain, name in domains.items()
+        if name not in parts.adapters
+    ]
+    problems += [
+        f"adapters {', '.join(map(repr, names))} were all tuned for domain {domain!r}; say which "
+        f"answers: --domain {domain}={names[0]}"
+        for domain, names in tuned.items()
+        if len(names) > 1 and domain not in settings.domains
+    ]
+    if problems:
+        raise RecipeError(join_problems("domains", problems))
+    return domains
+
+
+def _find_encoder(parts: Parts, recommender: Recommender) -> ItemEncoder | None:
+    """What gives texts of histories their codes; without a named tokenizer, only if it works.
+
+    Raises:
+        GenrecError: a tokenizer that was named and is not the model's.
+    """
+    chosen = parts.tokenizer or find_tokenizer(parts.choice.model)
+    sizes = getattr(recommender.engine, "codebook_sizes", None)
+    if chosen is None or sizes is None:
+        return None
+    catalogue = recommender.catalogue
+    sids = dict(zip(catalogue.item_ids, catalogue.sids, strict=True))
+    try:
+        return open_encoder(chosen, sids, sizes)
+    except (ArtifactError, DataError, ModelError) as error:
+        if parts.tokenizer is not None:
+            raise
+        _log.warning("histories can hold no texts: %s", error)
+        return None
