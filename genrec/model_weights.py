@@ -56,7 +56,7 @@ def load_weights(
     path: Path,
     device: str | None = None,
     dtype: str | None = None,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Any:
     """The model of a directory, ready to answer; `decode.adapters.find_adapters` finds adapters.
 
@@ -87,7 +87,7 @@ def load_weights(
     return model
 
 
-def find_adapted(model: Path, adapters: Mapping[str, Path]) -> AdaptedModel:
+def find_adapted(model: Path, adapters: Mapping[str, str | Path]) -> AdaptedModel:
     """What a model and adapters over it are made of, after checking that they belong together.
 
     Args:
@@ -102,7 +102,7 @@ def find_adapted(model: Path, adapters: Mapping[str, Path]) -> AdaptedModel:
     below = digest_weights(base)
     folders, problems = {}, []
     for name, path in adapters.items():
-        home = find_home(path)
+        home = find_home(Path(path))
         folders[name] = _find_folder(home)
         problems += [
             f"adapter {name!r} ({path}): {fault}"

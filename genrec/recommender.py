@@ -93,7 +93,7 @@ class Recommender:
         dtype: str | None = None,
         engine: Literal["torch", "vllm", "items"] = "torch",
         vllm_args: Mapping[str, Any] = _NO_ARGS,
-        adapters: Mapping[str, Path] | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
         align: Align = "keep",
     ) -> Self:
         """The recommender in a model directory that `genrec train` wrote.

@@ -25,6 +25,7 @@ from genrec.decode.prompt_cache import PromptCache
 from genrec.decode.request import EngineLimits, Request, check_request
 from genrec.decode.search import Question, join_batches, search_items
 from genrec.decode.soft_users import check_vectors, find_users
+from genrec.decode.trace import SearchTrace
 from genrec.decode.trie import Trie
 from genrec.errors import DataError, ModelError, join_problems
 from genrec.types import IndexArray, RankedItems
@@ -137,6 +138,7 @@ class TorchEngine:
         *,
         filters: Sequence[ItemFilter] | None = None,
         user_vectors: NDArray[np.float32] | None = None,
+        trace: SearchTrace | None = None,
     ) -> RankedItems:
         """Rank the k items that the model likes best after each prompt, as `Engine` describes.
 
@@ -147,6 +149,7 @@ class TorchEngine:
             filters: as for `Engine`.
             user_vectors: for each prompt the embedding of its user, which a model with soft user
                 tokens sees where the prompt has marks (see `soft_users`).
+            trace: records the search, of one prompt.
 
         Shapes:
             user_vectors: (U, dimensions) float32.
@@ -157,7 +160,7 @@ class TorchEngine:
         with torch.inference_mode():
             for users in self._split_batches(request):
                 with self._show_users(request, users, shown):
-                    parts.append((users, self._rank_batch(request, users)))
+                    parts.append((users, self._rank_batch(request, users, trace)))
         return join_batches(parts, len(request.prompts), k)
 
     def _check_users(
@@ -212,7 +215,9 @@ class TorchEngine:
         if batch:
             yield batch
 
-    def _rank_batch(self, request: Request, users: list[int]) -> RankedItems:
+    def _rank_batch(
+        self, request: Request, users: list[int], trace: SearchTrace | None
+    ) -> RankedItems:
         """The answers to some of the request's prompts."""
         part = request.select(users)
         if self._prefixes is None:
@@ -220,6 +225,8 @@ class TorchEngine:
         else:
             cache = self._prefixes.run_prompts(self._cache, self._model, part.prompts)
         dialogue = search_items(self.trie, part)
+        if trace is not None:
+            dialogue = trace.watch(dialogue)
         question = next(dialogue)
         while True:
             if question.level == 0:
@@ -264,6 +271,7 @@ class TorchEngine:
 
 
 def check_levels(trie: Trie, level_token_ids: Sequence[IndexArray]) -> None:
+    """Refuse tokens that do not cover the codes of a trie, all problems at once."""
     if len(level_token_ids) != trie.n_levels:
         raise ModelError(
             f"tokens for {len(level_token_ids)} levels were given, but items have {trie.n_levels} "

@@ -10,14 +10,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from genrec.decode.engine import ItemFilter, Search
 from genrec.decode.request import count_legal, narrow_filters
-from genrec.errors import CapacityError, ModelError, join_problems
+from genrec.decode.torch_engine import TorchEngine
+from genrec.decode.trace import SearchTrace
+from genrec.errors import CapacityError, DataError, ModelError, join_problems
 from genrec.prompts.explain import ExplainPrompt
 from genrec.serve import logs
 from genrec.serve.backend import DeadlineError, Edition, RankJob
@@ -96,6 +98,26 @@ async def answer_request(
         evaluations=0 if ranked.evaluations is None else int(ranked.evaluations[0]),
         timings_ms={stage: round(1000 * spent, 3) for stage, spent in clock.seconds.items()},
     )
+
+
+async def trace_request(service: Service, request: RecommendRequest) -> tuple[Edition, SearchTrace]:
+    """The search behind a request's answer, and the edition that was searched.
+
+    Raises:
+        GenrecError: as for `answer_request`.
+        DataError: nothing may be answered, or the engine does not search a tree of codes here.
+    """
+    job, _ = await prepare_job(service, request, service.find_deadline(request.timeout_seconds))
+    if not isinstance(job.edition.recommender.engine, TorchEngine):
+        raise DataError(
+            f"engine {service.backend.name!r} does not show how it searches; serve a model of "
+            f"semantic IDs with --engine torch for that"
+        )
+    if job.k == 0:
+        raise DataError("no item may be answered under these filters, so there is no search")
+    trace = SearchTrace()
+    await service.backend.rank(replace(job, trace=trace))
+    return job.edition, trace
 
 
 async def prepare_job(

@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 import genrec
 from genrec.serve import health_routes, recommend_routes, text_routes
 from genrec.serve.limits import Gate
+from genrec.serve.playground import routes as playground_routes
 from genrec.serve.problems import add_handlers
 from genrec.serve.service import Service
 
@@ -42,6 +43,7 @@ def build_app(service: Service, routers: Sequence[APIRouter] = ()) -> FastAPI:
     app.include_router(health_routes.build_router(service))
     app.include_router(recommend_routes.build_router(service))
     app.include_router(text_routes.build_router(service))
+    app.include_router(playground_routes.build_router(service))
     for router in routers:
         app.include_router(router)
     add_handlers(app)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
+from genrec.decode.trace import SearchTrace
 from genrec.decode.writer import TextPart
 from genrec.errors import GenrecError
 from genrec.recommender import Recommender
@@ -69,6 +70,7 @@ class RankJob:
         adapter: by name; None is the model as trained.
         user_vector: the user's embedding, for a model with soft user tokens.
         deadline: `time.monotonic()` seconds by which the answer is wanted.
+        trace: records the search, where the engine can; such a job runs alone.
         seconds: written by the backend, where it knows: how long the job was in each stage
             (`queue`, `search`).
     """
@@ -81,6 +83,7 @@ class RankJob:
     adapter: str | None = None
     user_vector: FloatArray | None = None
     deadline: float = float("inf")
+    trace: SearchTrace | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

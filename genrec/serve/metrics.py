@@ -39,6 +39,7 @@ class ServeMetrics:
         self.prefix_hits = self._count("prefix_cache_hits", "Prompts that began with a known one.")
         self.prefix_misses = self._count("prefix_cache_misses", "Prompts that began anew.")
         self.text_tokens = self._count("text_tokens", "Tokens of written texts.")
+        self.restarts = self._count("engine_restarts", "Engines started for one that had ended.")
         self.version = self._level("catalogue_version", "The catalogue's version.")
         self.items = self._level("catalogue_items", "Items in the catalogue.")
         self.ready = self._level("ready", "1 while requests are taken.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.client import responses
 from typing import Any
@@ -113,19 +113,28 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_bug)
 
 
+def _answer(
+    request: Request, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The HTTP answer of a problem, in the shape of the route that was asked, where it has one."""
+    route = request.scope.get("route")
+    shape: Callable[..., Response] = getattr(route, "answer_problem", answer_problem)
+    return shape(problem, headers)
+
+
 async def _answer_genrec(request: Request, error: Exception) -> Response:
     assert isinstance(error, GenrecError)
-    return answer_problem(describe_error(error), find_headers(error))
+    return _answer(request, describe_error(error), find_headers(error))
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return answer_problem(describe_error(error))
+    return _answer(request, describe_error(error))
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return answer_problem(build_problem(error.status_code, str(error.detail)), error.headers)
+    return _answer(request, build_problem(error.status_code, str(error.detail)), error.headers)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
@@ -136,7 +145,7 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
         problem = build_problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
     finally:
         logs.request_id.reset(token)
-    return answer_problem(problem, {"X-Request-ID": problem.request_id})
+    return _answer(request, problem, {"X-Request-ID": problem.request_id})
 
 
 def _describe_faults(found: Sequence[Any]) -> Problem:

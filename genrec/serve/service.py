@@ -247,8 +247,8 @@ class Service:
                 raise
             raise DataError(
                 f"the history holds a text ({texts[0][:_SHOWN_CHARS]!r}), this model's prompts "
-                f"show codes, and this server can give none to texts: start it with --store DIR "
-                f"and the frozen tokenizer, or send item ids only"
+                f"show codes, and this server can give none to texts: start it with --tokenizer "
+                f"DIR (the output of `genrec tokenize`), or send item ids only"
             ) from error
         return Encoded(
             prompt=tuple(prompt),

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -28,8 +27,9 @@ from genrec.prompts.sandbox import Rendered
 from genrec.recipe import suggest_name
 from genrec.recommender import Recommender
 from genrec.serve.backend import TextJob
-from genrec.serve.problems import ProblemError, describe_error, find_headers
+from genrec.serve.problems import ProblemError, describe_error
 from genrec.serve.recommend_routes import finish_unless_gone
+from genrec.serve.schemas import Problem
 from genrec.serve.service import Service
 from genrec.serve.text_forms import ChatForm, CompletionForm, Progress
 from genrec.serve.text_schemas import (
@@ -192,35 +192,24 @@ def mark_data(text: str, *, semantic_ids: bool) -> tuple[tuple[int, int], ...]:
 
 
 class _OpenAIRoute(APIRoute):
-    """A route whose errors are in OpenAI's shape."""
+    """A route whose errors are in OpenAI's shape, where what is wrong with a request is 400."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except (GenrecError, RequestValidationError) as error:
-                status, found = _describe(error)
-                headers = find_headers(error) if isinstance(error, GenrecError) else {}
-                return JSONResponse(found.model_dump(), status, headers)
-
-        return answer
+    @staticmethod
+    def answer_problem(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+        wrong = problem.status == HTTPStatus.UNPROCESSABLE_ENTITY
+        status = HTTPStatus.BAD_REQUEST if wrong else problem.status
+        return JSONResponse(_shape(problem).model_dump(), status, headers)
 
 
-def _describe(error: GenrecError | RequestValidationError) -> tuple[int, ErrorAnswer]:
-    """An error's status and body; what is wrong with a request is 400 with OpenAI."""
-    problem = describe_error(error)
-    status = problem.status
-    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        status = HTTPStatus.BAD_REQUEST
-    detail = ErrorDetail(
-        message=problem.detail,
-        type=_TYPES.get(status, "invalid_request_error"),
-        param=problem.errors[0].where.removeprefix("body.") if problem.errors else None,
-        code="model_not_found" if status == HTTPStatus.NOT_FOUND else None,
+def _shape(problem: Problem) -> ErrorAnswer:
+    return ErrorAnswer(
+        error=ErrorDetail(
+            message=problem.detail,
+            type=_TYPES.get(problem.status, "invalid_request_error"),
+            param=problem.errors[0].where.removeprefix("body.") if problem.errors else None,
+            code="model_not_found" if problem.status == HTTPStatus.NOT_FOUND else None,
+        )
     )
-    return status, ErrorAnswer(error=detail)
 
 
 def _list_names(service: Service) -> list[str]:
@@ -294,7 +283,7 @@ async def _write_events(
             if part.text or part.finish:
                 yield _dump_event(form.build_piece(progress, part))
     except GenrecError as error:
-        yield _dump_event(_describe(error)[1].model_dump())
+        yield _dump_event(_shape(describe_error(error)).model_dump())
         return
     if show_usage:
         usage = progress.usage.model_dump()

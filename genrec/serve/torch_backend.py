@@ -115,7 +115,8 @@ class TorchBackend:
     async def rank(self, job: RankJob) -> RankedItems:
         """The (1, k) answers to one job; see `Backend.rank`."""
         self._check_ready()
-        key = (id(job.edition), job.adapter, job.k, job.search, job.user_vector is None)
+        alone = None if job.trace is None else id(job.trace)
+        key = (id(job.edition), job.adapter, job.k, job.search, job.user_vector is None, alone)
         ticket = Ticket(job, key, len(job.prompt), job.deadline)
         try:
             self._ranks.put(ticket)
@@ -206,7 +207,9 @@ class TorchBackend:
         # Only a model in memory takes embeddings of users; others are not asked with any.
         rank: Any = first.edition.recommender.engine.rank_prompts
         vectors = [job.user_vector for job in jobs if job.user_vector is not None]
-        shown = {"user_vectors": np.stack(vectors)} if vectors else {}
+        shown: dict[str, Any] = {"user_vectors": np.stack(vectors)} if vectors else {}
+        if first.trace is not None:
+            shown["trace"] = first.trace
         with self._adapters.use(first.adapter) if self._adapters else nullcontext():
             ranked: RankedItems = rank(
                 [job.prompt for job in jobs],

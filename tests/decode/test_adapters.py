@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from genrec.cli import app
@@ -30,6 +31,8 @@ from genrec.model_weights import (
 )
 from genrec.opening import ModelChoice, open_recommender
 from genrec.recommender import Recommender
+from genrec.serve.assemble import Parts, assemble_server
+from genrec.serve.settings import ServeSettings
 from genrec.train.checkpoint import quiet_transformers
 from genrec.train.corpus import train_tokenizer
 from genrec.train.delta import digest_weights
@@ -410,3 +413,41 @@ def test_adapters_need_a_trained_model_in_engine_torch(shelf: Shelf) -> None:
     choice = ModelChoice(shelf.model, catalogue=shelf.model)
     with pytest.raises(RecipeError, match="lie over a trained model in engine torch"):
         open_recommender(choice, {"x": shelf.model})
+
+
+def test_a_server_answers_each_domain_with_its_adapter(shelf: Shelf, loaded: Recommender) -> None:
+    settings = ServeSettings(model_name="shared", domains={"toys": "dora.v1"})
+    parts = Parts(ModelChoice(shelf.model, device="cpu"), shelf.adapters)
+    _, app = assemble_server(parts, settings)
+    with TestClient(app) as client:
+
+        def ask(**values: Any) -> list[tuple[str, float]]:
+            body = {"history": HISTORY, "k": 8, **values}
+            answer = client.post("/v1/recommendations", json=body)
+            assert answer.status_code == 200, answer.text
+            return [(item["item_id"], item["score"]) for item in answer.json()["items"]]
+
+        ways: list[tuple[str | None, dict[str, str]]] = [
+            (None, {}),
+            *((name, {"domain": name}) for name in DOMAINS),
+            *((name, {"adapter": name}) for name in shelf.adapters),
+            ("dora.v1", {"domain": "toys"}),
+        ]
+        for name, values in ways * 2:  # the second time the prompt's beginning is kept
+            with loaded.use_adapter(name):
+                assert_same(ask(**values), recommend(loaded))
+        models = client.get("/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["shared", *shelf.adapters]
+
+
+def test_a_server_of_unclear_domains_does_not_start(shelf: Shelf) -> None:
+    choice, beauty = ModelChoice(shelf.model, device="cpu"), shelf.adapters["beauty"]
+    twice = Parts(choice, {"a": beauty, "b": beauty / "lora"})
+    with pytest.raises(RecipeError, match="'a', 'b' were all tuned for domain 'beauty'; say which"):
+        assemble_server(twice, ServeSettings())
+    unclear = ServeSettings(domains={"beauty": "c"})
+    with pytest.raises(RecipeError, match="to be answered by adapter 'c', which is not served"):
+        assemble_server(twice, unclear)
+    wrong = Parts(choice, {"a": shelf.model})
+    with pytest.raises(ModelError, match=r"adapter 'a' .*whose weights are not those of"):
+        assemble_server(wrong, ServeSettings())

@@ -39,7 +39,7 @@ class Case:
 
 @st.composite
 def cases(draw):
-    """Tries shallow and deep, with few and many codes, evenly spread and skewed, with only heirs."""
+    """Tries shallow and deep, of few and many codes, even and skewed, with only children."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_levels, n_items = draw(st.integers(1, 5)), draw(st.integers(1, 80))
     fan_out = draw(st.integers(1, 30))

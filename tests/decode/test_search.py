@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.decode.engine import ItemFilter, Search
-from genrec.decode.request import EngineLimits, check_request, count_legal
+from genrec.decode.request import EngineLimits, check_request
 from genrec.decode.search import search_items
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.trie import Trie
@@ -63,8 +63,8 @@ SEARCHES = (
 
 def draw_filters(rng, n_users, n_items):
     """Some users exclude a few, some nearly all, and some are left one part of the catalogue."""
-    masks = [rng.random(n_items) < share for share in (0.02, 0.5)]
-    sizes = rng.choice([0, 10, n_items - 200], n_users)
+    masks = [rng.random(n_items) < share for share in (0.05, 0.5)]
+    sizes = rng.choice([0, 10, n_items - 200], n_users, p=[0.45, 0.45, 0.1])
     return [
         ItemFilter(rng.choice(n_items, size, replace=False))
         if size or user % 3
@@ -106,17 +106,16 @@ def test_no_answer_of_a_million_is_invalid():
     n_answers = 0
     for seed in range(24):
         rng = np.random.default_rng(seed)
-        fan_out, n_levels = int(rng.integers(4, 40)), int(rng.integers(3, 7))
+        fan_out, n_levels = int(rng.integers(8, 40)), int(rng.integers(3, 7))
         codes = np.unique(rng.zipf(1.2, (60_000, n_levels)) % fan_out, axis=0)
         if len(codes) < 2000:
             codes = np.unique(rng.integers(0, fan_out, (20_000, n_levels + 1)), axis=0)
         trie = Trie.from_codes(rng.permutation(codes)[:2500])
         filters = draw_filters(rng, 900, trie.n_items)
-        k = int(min(50, min(count_legal(filters, trie.n_items))))
-        ranked = answer_uniformly(trie, 900, k, SEARCHES[seed % 3], filters)
+        ranked = answer_uniformly(trie, 900, 50, SEARCHES[seed % 3], filters)
         assert_legal(ranked, filters, trie.n_items)
         n_answers += ranked.item_index.size
-    assert n_answers >= 900_000
+    assert n_answers >= 1_000_000
 
 
 @pytest.mark.slow
@@ -126,9 +125,9 @@ def test_no_answer_of_a_uniform_model_is_invalid(make_model, codes, token_ids):
         model.lm_head.weight.zero_()
     engine = TorchEngine(model, Trie.from_codes(codes), token_ids)
     rng = np.random.default_rng(0)
-    prompts = [[int(token)] for token in rng.integers(0, 300, 5000)]
-    filters = [ItemFilter(rng.choice(len(codes), int(size))) for size in rng.integers(0, 60, 5000)]
+    prompts = [[int(token)] for token in rng.integers(0, 300, 2500)]
+    filters = [ItemFilter(rng.choice(len(codes), int(size))) for size in rng.integers(0, 60, 2500)]
     for search in (Search(20), Search(20, groups=4, diversity=0.5)):
         ranked = engine.rank_prompts(prompts, 20, search, filters=filters)
-        assert ranked.item_index.size == 100_000
+        assert ranked.item_index.size == 50_000
         assert_legal(ranked, filters, len(codes))

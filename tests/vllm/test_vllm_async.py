@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from contextlib import aclosing
 
@@ -55,6 +56,7 @@ def runner():
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", cores)
         with asyncio.Runner() as runner:
             yield runner
+        gc.collect()  # vLLM's objects end with warnings where the interpreter ends them
 
 
 @pytest.fixture(scope="module")
