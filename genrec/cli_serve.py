@@ -61,6 +61,23 @@ Domains = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+VllmArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vllm-arg",
+        metavar="KEY=VALUE",
+        help="An argument of vLLM's own, such as tensor_parallel_size=2; repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+AlignWay = Annotated[
+    Literal["keep", "drop"],
+    typer.Option(
+        "--align",
+        help="drop: engine vllm leaves out the oldest items that do not fill a cache block.",
+        rich_help_panel=MODEL,
+    ),
+]
 CatalogueDir = Annotated[
     Path | None,
     typer.Option(
@@ -140,6 +157,8 @@ def serve(
     engine: EngineName = "torch",
     adapter: Adapters = None,
     domain: Domains = None,
+    vllm_arg: VllmArgs = None,
+    align: AlignWay = "keep",
     catalogue: CatalogueDir = None,
     store: StoreDir = None,
     tokenizer: TokenizerDir = None,
@@ -166,6 +185,7 @@ def serve(
     from genrec.serve.keys import KeyRing
     from genrec.serve.logs import set_up_logs
     from genrec.serve.run import bind_port, run_server
+    from genrec.serve.vllm_model import parse_engine_args
 
     keys = KeyRing.load(api_key_file) if api_key_file else KeyRing()
     settings = _read_settings(
@@ -186,10 +206,11 @@ def serve(
     )
     adapters = _read_pairs(adapter, "--adapter NAME=PATH")
     parts = Parts(
-        ModelChoice(model, engine, device, dtype, catalogue),
+        ModelChoice(model, engine, device, dtype, catalogue, align=align),
         {name: Path(path) for name, path in adapters.items()},
         store,
         tokenizer,
+        parse_engine_args(vllm_arg or ()),
     )
     with bind_port(settings) as bound:
         service, app = assemble_server(parts, settings)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from genrec.decode.align import Align
 from genrec.errors import RecipeError
 from genrec.model_weights import find_switch
 from genrec.recommender import Recommender
@@ -32,6 +33,7 @@ class ModelChoice:
         catalogue: a data artefact, whose items are recommended by title; `model` is then any
             checkpoint directory or hub name. None is for a model of `genrec train`.
         adapter: a model directory of an adapter over the same base, which then answers.
+        align: for engine vllm, what may be done to prompts; see `decode.align`.
     """
 
     model: Path
@@ -40,6 +42,7 @@ class ModelChoice:
     dtype: str | None = None
     catalogue: Path | None = None
     adapter: Path | None = None
+    align: Align = "keep"
 
 
 def open_recommender(
@@ -73,6 +76,7 @@ def open_recommender(
             dtype=choice.dtype,
             engine=choice.engine,
             adapters=wanted,
+            align=choice.align,
         )
         switch = find_switch(recommender.engine)
         if choice.adapter and switch:

@@ -83,11 +83,13 @@ class Adapters:
         assert name in self._keys, f"{name!r} is no adapter; requests are checked before"
         self._is_used = True
         try:
-            self._switch(name)
+            if name != self._current:  # a walk over all layers, which costs as much as a small one
+                self._switch(name)
             yield
         finally:
             self._is_used = False
-            self._switch(self._kept)
+            if self._current != self._kept:
+                self._switch(self._kept)
 
     def _switch(self, name: str | None) -> None:
         key = self._keys[name]

@@ -117,7 +117,7 @@ class Aligner:
                 f"align='drop' shortens prompts to whole blocks of a prefix cache, and a "
                 f"{type(engine).__name__} keeps none in blocks; use engine vllm, or align='keep'"
             )
-        return cls(padding, block if align == "drop" else 0)
+        return cls(padding, int(block or 0) if align == "drop" else 0)
 
     def align(self, encode: Callable[[int], list[int]], n_items: int, max_items: int) -> list[int]:
         """A prompt as the model is to read it.

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,7 +37,14 @@ from genrec.decode.vllm_steps import (
     list_whole_params,
 )
 from genrec.decode.writer import TextPart, TextRequest
-from genrec.errors import CapacityError, DataError, GenrecError, ModelError, join_problems
+from genrec.errors import (
+    CapacityError,
+    DataError,
+    GenrecError,
+    ModelError,
+    RecipeError,
+    join_problems,
+)
 from genrec.recipe import suggest_name
 from genrec.types import RankedItems
 
@@ -331,6 +338,7 @@ async def open_async_vllm(
 
     Raises:
         MissingExtraError: vLLM is not installed.
+        RecipeError: arguments that vLLM does not have.
         ModelError: vLLM does not start, or its answers cannot be trusted.
     """
     is_cpu = await asyncio.to_thread(runs_on_cpu)
@@ -355,6 +363,10 @@ def _start(args: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    known = [one.name for one in fields(AsyncEngineArgs)]
+    unknown = [f"{name}: {suggest_name(name, known)}" for name in args if name not in known]
+    if unknown:
+        raise RecipeError(join_problems("arguments that vLLM does not have", unknown))
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
     except (RuntimeError, ValueError, TypeError, OSError) as error:

@@ -22,13 +22,14 @@ from genrec.opening import ModelChoice, open_recommender
 from genrec.recommender import Recommender
 from genrec.serve import catalogue_routes
 from genrec.serve.app import build_app
-from genrec.serve.backend import Edition
+from genrec.serve.backend import Backend, Edition
 from genrec.serve.catalogue_store import open_store
 from genrec.serve.item_encoder import ItemEncoder, find_tokenizer, open_encoder
 from genrec.serve.metrics import ServeMetrics
 from genrec.serve.service import Service
 from genrec.serve.settings import ServeSettings
 from genrec.serve.torch_backend import TorchBackend
+from genrec.serve.vllm_model import build_vllm_backend
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Parts:
         store: the directory of the catalogue's versions; None serves the model's own items.
         tokenizer: the frozen tokenizer, which gives new items and texts their codes; None takes the
             one that the model names, where it is still there.
+        engine_args: for engine vllm, vLLM's own arguments.
     """
 
     choice: ModelChoice
     adapters: Mapping[str, Path] = field(default_factory=dict)
     store: Path | None = None
     tokenizer: Path | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def assemble_server(parts: Parts, settings: ServeSettings) -> tuple[Service, FastAPI]:
@@ -62,24 +65,25 @@ def assemble_server(parts: Parts, settings: ServeSettings) -> tuple[Service, Fas
         GenrecError: a model that cannot be used, an adapter of another model, a domain without its
             adapter, a catalogue that is not this model's.
     """
-    if parts.choice.engine != "torch":
-        raise RecipeError(
-            f"engine {parts.choice.engine!r} answers `genrec recommend` and no server; serve the "
-            f"model with engine torch, or its checkpoint with vLLM's own server"
-        )
     settings = replace(settings, domains=_find_domains(parts, settings))
-    recommender = open_recommender(parts.choice, parts.adapters)
+    metrics = ServeMetrics()
+    backend: Backend | None = None
+    if parts.choice.engine == "vllm":
+        recommender, backend = build_vllm_backend(
+            parts.choice, settings, metrics, parts.adapters, parts.engine_args
+        )
+    else:
+        recommender = open_recommender(parts.choice, parts.adapters)
     if isinstance(recommender.engine, TorchEngine):  # before any edition shares its weights
         recommender.engine.keep_prefixes(settings.prefix_cache_bytes)
-    metrics = ServeMetrics()
     own = Edition(1, recommender)
     if parts.store is None:
-        backend = _build_backend(own, settings, metrics)
+        backend = backend or _build_backend(own, settings, metrics)
         encoder = _find_encoder(parts, recommender)
         service = Service(own, backend, settings, metrics=metrics, encoder=encoder)
         return service, build_app(service)
     store = open_store(parts.store, recommender, parts.tokenizer, model=parts.choice.model)
-    backend = _build_backend(store.edition, settings, metrics)
+    backend = backend or _build_backend(store.edition, settings, metrics)
     service = Service(store.edition, backend, settings, metrics=metrics, encoder=store)
     return service, build_app(service, [catalogue_routes.build_router(service, store)])
 

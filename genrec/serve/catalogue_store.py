@@ -11,6 +11,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -304,7 +305,7 @@ def open_store(
         StoreFullError: there is no room to begin.
     """
     engine = recommender.engine
-    if not isinstance(engine, SwapsTrie) or "sid" not in recommender.catalogue.index.columns:
+    if not isinstance(engine, SwapsTrie):
         raise ModelError(
             f"the items of a {type(engine).__name__} cannot change while it runs; serve this model "
             f"without a catalogue store"
@@ -322,11 +323,11 @@ def open_store(
             why = str(error)
             _log.warning("new items cannot be added: %s", error)
     journal = Journal.open(path)
-    try:
-        return CatalogueStore(journal, recommender, encoder, why_no_encoder=why, pace=pace)
-    except BaseException:
-        journal.close()
-        raise
+    with ExitStack() as lock:  # a store that cannot be opened leaves its directory free
+        lock.callback(journal.close)
+        store = CatalogueStore(journal, recommender, encoder, why_no_encoder=why, pace=pace)
+        lock.pop_all()
+    return store
 
 
 def build_edition(version: int, before: Recommender, change: Change, off: Iterable[str]) -> Edition:

@@ -69,7 +69,7 @@ class VllmBackend:
         metrics: ServeMetrics,
         adapters: tuple[str, ...] = (),
         ends: frozenset[int] = frozenset(),
-        pace: RestartPace = RestartPace(),  # noqa: B008  (frozen)
+        pace: RestartPace = RestartPace(),
     ) -> None:
         """Nothing runs before `start`.
 
@@ -121,7 +121,7 @@ class VllmBackend:
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no more jobs, finish those that are taken for at most so long, and end the engine."""
+        """Take no more jobs, finish those that are taken for at most so long, and end."""
         self._state = "draining"
         if self._watcher is not None:
             self._watcher.cancel()

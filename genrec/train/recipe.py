@@ -241,6 +241,15 @@ class TrainRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _check_align(self) -> TrainRecipe:
+        if self.align and self.soft_user_tokens:
+            raise ValueError(
+                f"align {self.align} is for vLLM, which runs no soft_user_tokens "
+                f"({self.soft_user_tokens}); set one of them to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_method(self) -> TrainRecipe:
         problems = []
         if self.method == "full" and self.token_rows == "frozen":
@@ -267,8 +276,6 @@ class TrainRecipe(Recipe):
             problems.append(
                 f"stop_metric {self.stop_metric} is measured at validations; set eval_every above 0"
             )
-        if self.align and self.soft_user_tokens:
-            problems.append("align is for vLLM, which runs no soft_user_tokens; set one of them to 0")
         if self.system and self.chat == "never":
             problems.append("system stands in a chat template; it needs chat: auto")
         if problems:

@@ -324,7 +324,7 @@ def test_readers_always_see_a_whole_edition(store: CatalogueStore) -> None:
 
     def read() -> None:
         try:
-            while not done.is_set():
+            while not done.wait(0.002):
                 edition = store.edition
                 has_pair = [i in edition.recommender.catalogue.rows for i in ("one", "two")]
                 assert has_pair[0] == has_pair[1]

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def recommender(tiny_run: Path) -> Recommender:
 class Running:
     """A server in a thread of its own."""
 
-    def __init__(self, recommender: Recommender, **settings: Any) -> None:
+    def __init__(self, recommender: Recommender, adapters: Any = None, **settings: Any) -> None:
         edition = Edition(3, recommender)
         chosen, metrics = ServeSettings(**settings), ServeMetrics()
-        backend = TorchBackend(edition, chosen, metrics)
+        backend = TorchBackend(edition, chosen, metrics, adapters)
         self.service = Service(edition, backend, chosen, metrics=metrics)
         app = build_app(self.service)
         config = uvicorn.Config(app, port=0, log_config=None, lifespan="on")
@@ -221,9 +222,7 @@ def test_faults_are_shown_in_words(page: Any) -> None:
     page.fill("#category", "no such thing")
     with page.expect_response(lambda reply: reply.status == 422):
         page.click("text=Recommend")
-    page.wait_for_function(
-        "document.getElementById('fault').textContent.includes('no item has these categories')"
-    )
+    page.wait_for_selector("#fault:has-text('no item has these categories')")
     keep(page, "fault")
 
 
@@ -265,6 +264,50 @@ def test_on_a_phone_nothing_is_cut_off(browser: Any, server: Running) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
         keep(page, f"phone-{tab}")
     context.close()
+
+
+class Bent:
+    """An "adapter" that turns the head's rows around, so that its list is another one."""
+
+    names = ("games",)
+
+    def __init__(self, model: Any) -> None:
+        self._layer = model.get_decoder().layers[-1].mlp.down_proj
+
+    @contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        if name is None:
+            yield
+            return
+        self._layer.weight.data.neg_()
+        try:
+            yield
+        finally:
+            self._layer.weight.data.neg_()
+
+
+@needs_browser
+@pytest.mark.slow
+def test_two_adapters_side_by_side(browser: Any, tiny_run: Path) -> None:
+    own = Recommender.from_pretrained(tiny_run / "model")
+    running = Running(own, Bent(own.engine.model))  # type: ignore[attr-defined]
+    try:
+        page = browser.new_page()
+        page.goto(running.url)
+        page.wait_for_selector("#adapters:not([hidden])")
+        page.select_option("#adapter-b", "games")
+        page.click("#surprise")
+        page.wait_for_selector("#history li:nth-child(3)")
+        page.click("text=Recommend")
+        page.wait_for_selector(".lists section:nth-child(2) .item")
+        heads = page.locator(".lists h3:has-text('in both')").all_inner_texts()
+        assert [head.split(":")[0] for head in heads] == ["as trained", "games"]
+        n_shared = int(heads[0].split(": ")[1].split(" of ")[0])
+        assert page.locator(".item.shared").count() == 2 * n_shared
+        keep(page, "compare")
+        page.close()
+    finally:
+        running.stop()
 
 
 @needs_browser

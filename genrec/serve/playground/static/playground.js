@@ -278,6 +278,9 @@ function drawBeam(beam, turn) {
     make("ul", { class: "tree" }, ...rows.get("").children.map((row) => drawPrefix(row))));
 }
 
+const leadsToAnswer = (row) => row.children.length
+  ? row.children.some(leadsToAnswer) : row.kept && row.title != null;
+
 function drawPrefix(row) {
   const level = row.codes.length - 1;
   const about = row.title ?? row.examples.join(" · ");
@@ -287,7 +290,7 @@ function drawPrefix(row) {
       (row.title == null ? `, ${row.n_items} item${row.n_items === 1 ? "" : "s"}` : ""))];
   const line = make("li", { class: row.kept ? "" : "left" });
   if (!row.children.length) line.append(make("div", { class: "leaf" }, ...words));
-  else line.append(make("details", { open: row.kept },
+  else line.append(make("details", { open: leadsToAnswer(row) },
     make("summary", {}, ...words), make("ul", {}, ...row.children.map(drawPrefix))));
   return line;
 }
