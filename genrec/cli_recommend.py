@@ -87,7 +87,7 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32 or bfloat16; else by device.", rich_help_panel=RUNNING),
+    typer.Option(help="float32, bfloat16, int8 (CPU); else by device.", rich_help_panel=RUNNING),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Users at once.", rich_help_panel=RUNNING)]
 ShardUsers = Annotated[

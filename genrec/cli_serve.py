@@ -104,7 +104,8 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU.", rich_help_panel=MODEL)
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32 or bfloat16; else by device.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(help="float32, bfloat16, int8 (CPU); else by device.", rich_help_panel=MODEL),
 ]
 KeyFile = Annotated[
     Path | None,

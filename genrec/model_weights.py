@@ -71,13 +71,9 @@ def load_weights(
         ModelError: an adapter of another model.
         RecipeError: no such dtype, or int8 with adapters or a GPU.
     """
-    device = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
-    if dtype == "int8" and (adapters or device != "cpu"):
-        raise RecipeError(
-            "dtype 'int8' runs on CPU and without adapters; use bfloat16 on a GPU, or float32 with "
-            "adapters"
-        )
-    weights = parse_dtype(dtype or ("float32" if device == "cpu" else "bfloat16"))
+    device, weights = choose_numbers(device, dtype)
+    if dtype == "int8" and adapters:
+        raise RecipeError("dtype 'int8' runs without adapters; use float32 or bfloat16 with them")
     found = find_adapted(path, adapters) if adapters else AdaptedModel(path, None, {})
     disable_progress_bar()  # transformers draws one for each load, terminal or not
     model: Any = AutoModelForCausalLM.from_pretrained(found.base, dtype=weights)
@@ -151,6 +147,22 @@ def use_adapter(engine: object, name: str | None) -> AbstractContextManager[None
             f"adapters={{{name!r}: PATH}}"
         )
     return nullcontext() if found is None else found.use(name)
+
+
+def choose_numbers(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
+    """Where weights go, and as which numbers they are loaded; int8 is rounded from float32.
+
+    Args:
+        device: None takes the GPU if there is one, and the CPU for int8.
+        dtype: None takes float32 on CPU and bfloat16 on GPU.
+
+    Raises:
+        RecipeError: no such dtype, or int8 elsewhere than on CPU.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
+    if dtype == "int8" and device != "cpu":
+        raise RecipeError(f"dtype 'int8' runs on CPU, not on {device}; use bfloat16 there")
+    return device, parse_dtype(dtype or ("float32" if device == "cpu" else "bfloat16"))
 
 
 def parse_dtype(name: str) -> torch.dtype:

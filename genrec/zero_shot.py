@@ -10,13 +10,13 @@ import logging
 from pathlib import Path
 
 import polars as pl
-import torch
 
 from genrec.data.dataset import load_dataset
+from genrec.decode.int8 import quantize_engine
 from genrec.decode.title_engine import TitleEngine
 from genrec.decode.titles import MAX_TITLE_TOKENS, build_title_trie, choose_start
 from genrec.errors import DataError, TemplateError
-from genrec.model_weights import parse_dtype
+from genrec.model_weights import choose_numbers
 from genrec.prompts.chat import build_chat
 from genrec.prompts.encode import find_end_token
 from genrec.prompts.explain import load_shipped_explain
@@ -57,22 +57,26 @@ def load_zero_shot(
         max_history: how many items a prompt shows; older ones are left out.
         max_title_tokens: longer titles are cut behind so many tokens.
         device: `cpu`, `cuda`, `cuda:1`, ...; the GPU if there is one when unset.
-        dtype: `float32` or `bfloat16`; float32 on CPU and bfloat16 on GPU when unset.
+        dtype: `float32` or `bfloat16`; float32 on CPU and bfloat16 on GPU when unset. `int8`,
+            on CPU alone, is quicker and approximate; a log line says how much.
 
     Raises:
         ArtifactError: no data artefact is there.
         DataError: the items have no titles.
         ModelError: the checkpoint cannot be opened, or is not decoder-only.
+        RecipeError: no such dtype, or int8 elsewhere than on CPU.
         TemplateError: the template does not ask for a title by titles.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    device, numbers = choose_numbers(device, dtype)
     wording = _choose_template(template or TEMPLATE_FILE)
     prompt = HistoryPrompt(wording, max_history, _MAX_CHARACTERS)
     index = _read_index(Path(data))
-    opened = load_checkpoint(checkpoint, parse_dtype(dtype))
+    opened = load_checkpoint(checkpoint, numbers)
     opened.model.to(device)
-    return _join_parts(opened, prompt, index, max_title_tokens)
+    recommender = _join_parts(opened, prompt, index, max_title_tokens)
+    if dtype == "int8":
+        quantize_engine(recommender.engine, recommender.make_up_prompts())
+    return recommender
 
 
 def _join_parts(

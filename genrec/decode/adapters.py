@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
 from genrec.errors import ModelError, join_problems
@@ -48,7 +49,8 @@ class Adapters:
         ]
         if problems:
             raise ModelError(join_problems("adapters that cannot be used", problems))
-        self._peft = _load_all(model, labels)
+        _load_all(model, labels)
+        self._layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         # A name of the user's may hold a dot, which torch allows in no module's name.
         self._keys: dict[str | None, str | None] = {
             name: _name_key(number) for number, name in enumerate(folders)
@@ -83,21 +85,19 @@ class Adapters:
         assert name in self._keys, f"{name!r} is no adapter; requests are checked before"
         self._is_used = True
         try:
-            if name != self._current:  # a walk over all layers, which costs as much as a small one
-                self._switch(name)
+            self._switch(name)
             yield
         finally:
             self._is_used = False
-            if self._current != self._kept:
-                self._switch(self._kept)
+            self._switch(self._kept)
 
     def _switch(self, name: str | None) -> None:
         key = self._keys[name]
-        if key is None:
-            self._peft.base_model.disable_adapter_layers()
-        else:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(key, inference_mode=True)
+        active = [] if key is None else [key]
+        for layer in self._layers:
+            # What PEFT's set_adapter does in the end; on its way there it looks at all weights,
+            # which takes 0.1 ms a layer where this takes none.
+            layer._active_adapter = active
         self._current: str | None = name
 
 
@@ -133,8 +133,8 @@ def _name_key(number: int) -> str:
     return f"adapter{number}"
 
 
-def _load_all(model: Any, folders: Mapping[str, Path]) -> PeftModel:
-    """The model with adapters over it, the first of which runs."""
+def _load_all(model: Any, folders: Mapping[str, Path]) -> None:
+    """Put the layers of adapters into a model."""
     adapted: Any = None
     problems: list[str] = []
     for number, (label, folder) in enumerate(folders.items()):
@@ -154,7 +154,7 @@ def _load_all(model: Any, folders: Mapping[str, Path]) -> PeftModel:
             problems.append(f"{label} ({folder}): {named}{more}; it is of another base")
     if problems:
         raise ModelError(join_problems("adapters that do not fit the model", problems))
-    return adapted.eval()
+    adapted.eval()
 
 
 def _find_strange(adapted: PeftModel, key: str, folder: Path) -> list[str]:

@@ -34,7 +34,7 @@ from genrec.decode.vllm_steps import (
     find_answers,
     join_answers,
 )
-from genrec.errors import DataError, ModelError, join_problems
+from genrec.errors import ModelError, join_problems
 from genrec.recipe import suggest_name
 from genrec.types import RankedItems
 
@@ -271,17 +271,17 @@ class RemoteEngine:
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """A server's answer, after as many tries as it takes and the pace allows."""
-        fault = ""
+        fault, least = "", 0.0
         for number in range(self._pace.tries):
             if number:
+                _log.warning("%s%s: %s; trying again", self._url, path, fault)
                 pause = self._pace.first_pause_seconds * 2 ** (number - 1)
                 # Clients that were refused together shall not come back together.
-                time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-                _log.warning("%s%s: %s; trying again", self._url, path, fault)
+                time.sleep(max(pause * random.uniform(0.5, 1.5), least))
             try:
                 answer = self._client.request(method, path, json=body)
             except httpx2.TransportError as error:
-                fault = f"no answer ({type(error).__name__}: {error})"
+                fault, least = f"no answer ({type(error).__name__}: {error})", 0.0
                 continue
             if answer.is_success:
                 try:
@@ -292,6 +292,7 @@ class RemoteEngine:
                         f"({answer.text[:_SHOWN_CHARS]!r}); is it a vLLM server?"
                     ) from error
             fault = f"HTTP {answer.status_code}: {answer.text[:_SHOWN_CHARS]}"
+            least = min(_read_wait(answer), self._pace.timeout_seconds)
             if answer.status_code not in _PASSING:
                 raise ModelError(
                     f"{self._url}{path} refused a request ({fault}); start it with a model that "
@@ -381,3 +382,9 @@ def read_choice(choice: Mapping[str, Any]) -> Answer:
     if any(not np.isfinite(value) for value in values):
         raise ValueError("a log-probability is not finite")
     return Answer(tokens, [-np.inf if value <= _LEAST_LOGPROB else value for value in values])
+
+
+def _read_wait(answer: httpx2.Response) -> float:
+    """How long a server asks its clients to wait; 0 where it says nothing of it in seconds."""
+    said = answer.headers.get("Retry-After", "")
+    return float(said) if said.isdecimal() else 0.0

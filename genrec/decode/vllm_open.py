@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec.decode.vllm_plugin import PLUGIN_NAME
-from genrec.errors import MissingExtraError, ModelError
+from genrec.errors import MissingExtraError, ModelError, RecipeError
 
 # Ranks that vLLM 0.32 has kernels for.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -44,7 +44,13 @@ def list_engine_args(
 
     Raises:
         ModelError: an adapter that cannot be read or is too large.
+        RecipeError: dtype int8, which is not vLLM's.
     """
+    if engine_args.get("dtype") == "int8":
+        raise RecipeError(
+            "dtype 'int8' is for engine torch; leave it out, or give vLLM quantization=... of a "
+            "checkpoint that was quantised for it"
+        )
     chosen: dict[str, Any] = {
         "model": str(model_dir),
         "block_size": _BLOCK_TOKENS[is_cpu],

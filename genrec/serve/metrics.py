@@ -38,6 +38,8 @@ class ServeMetrics:
         self.invalid = self._count("invalid_answers", "Answers that no item has; must stay 0.")
         self.prefix_hits = self._count("prefix_cache_hits", "Prompts that began with a known one.")
         self.prefix_misses = self._count("prefix_cache_misses", "Prompts that began anew.")
+        self.prefix_saved = self._count("prefix_cache_saved_tokens", "Prompt tokens not run.")
+        self.prefix_bytes = self._level("prefix_cache_bytes", "Keys and values kept of prompts.")
         self.text_tokens = self._count("text_tokens", "Tokens of written texts.")
         self.restarts = self._count("engine_restarts", "Engines started for one that had ended.")
         self.version = self._level("catalogue_version", "The catalogue's version.")

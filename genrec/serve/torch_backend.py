@@ -78,6 +78,7 @@ class TorchBackend:
         self._bell = asyncio.Event()
         self._texts = TextTurns(writer, settings.max_texts, self._bell.set) if writer else None
         metrics.watch(metrics.queued, lambda: float(len(self._ranks)))
+        metrics.watch(metrics.prefix_bytes, lambda: float(self._prefixes.stored_bytes))
 
     @property
     def state(self) -> State:
@@ -200,6 +201,7 @@ class TorchBackend:
         if stats is not None:
             self._metrics.prefix_hits.inc(max(stats.hits - self._prefixes.hits, 0))
             self._metrics.prefix_misses.inc(max(stats.misses - self._prefixes.misses, 0))
+            self._metrics.prefix_saved.inc(max(stats.saved_tokens - self._prefixes.saved_tokens, 0))
             self._prefixes = stats
 
     def _rank_together(self, jobs: Sequence[RankJob]) -> RankedItems:
