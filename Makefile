@@ -47,7 +47,8 @@ $(VENV)-vllm/installed: pyproject.toml
 	touch $@
 
 test-vllm: $(VENV)-vllm/installed
-	$(VENV)-vllm/bin/python -m pytest -m vllm -s tests/vllm
+	$(VENV)-vllm/bin/python -m pytest -m vllm -s tests/vllm \
+	  -W ignore::pytest.PytestUnraisableExceptionWarning # vLLM leaves sockets for the last moment
 
 bench: $(VENV)/installed-test
 	$(BIN)/genrec bench decode

@@ -24,13 +24,26 @@ def measure() -> None:
 @bench_app.command("decode")
 def bench_decode(
     as_json: Json = None,
-    items: Annotated[int, typer.Option(help="Size of the random catalogue.")] = 100_000,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this section: small, qwen, catalogue, exact, vllm, device; repeatable."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny models, to see that it runs; no targets.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    device: Annotated[str, typer.Option(help="Of the section device: cpu or cuda.")] = "cpu",
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Trained, for the section exact.")
+    ] = None,
 ) -> None:
-    """The embedded engine against Hugging Face's constrained beam search."""
+    """The engines against Hugging Face, vLLM and their own floor, and beams against exact search."""
     from genrec.bench.decode import bench_decode as measure
+    from genrec.bench.decode_options import DecodeBench
 
-    _show(measure(n_items=items, repeats=repeats), as_json)
+    _show(measure(DecodeBench(quick, repeats, device, model), only or ()), as_json)
 
 
 @bench_app.command("tokenize")

@@ -1,6 +1,6 @@
-"""The embedded engine against Hugging Face's constrained beam search, same model, same prompts.
+"""Decoding: the embedded engine and the vLLM engine against other ways, and what exactness costs.
 
-Owns the measurement and its rows. Absolute times depend on the machine; the ratios are the figures.
+Owns which sections there are. Each can run alone; the sections' modules measure.
 """
 
 from __future__ import annotations
@@ -8,119 +8,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from genrec.bench.decode_catalogue import bench_catalogue
+from genrec.bench.decode_device import bench_device
+from genrec.bench.decode_exact import bench_exact
+from genrec.bench.decode_options import DecodeBench
+from genrec.bench.decode_speed import bench_qwen, bench_small
+from genrec.bench.decode_vllm import bench_vllm, has_vllm
+from genrec.bench.rows import BenchRow, report_rows
+from genrec.recipe import find_choice
 
-from genrec.bench.rows import BenchRow, build_row, report_rows, time_rivals
-from genrec.decode.engine import Search
-from genrec.decode.torch_engine import TorchEngine
-from genrec.decode.trie import Trie
-from genrec.types import IndexArray
-
-LEVELS, CODES = 4, 256
-PROMPT_TOKENS, WIDTH, TEXT_VOCABULARY = 200, 20, 32_000
-TARGETS = {("vocab", 1): 6.0, ("level", 1): 14.0, ("vocab", 8): 14.0, ("level", 8): 25.0}
-"""Times faster than Hugging Face on 2 cores, prompt 200, width 20 (DESIGN's aims)."""
+SECTIONS: dict[str, Callable[[DecodeBench], list[BenchRow]]] = {
+    "small": bench_small,
+    "qwen": bench_qwen,
+    "catalogue": bench_catalogue,
+    "exact": bench_exact,
+    "vllm": bench_vllm,
+    "device": bench_device,
+}
 
 
-def bench_decode(*, n_items: int = 100_000, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Seconds a request and speed ratios at 1 and 8 prompts, as `genrec bench` writes them.
+def bench_decode(options: DecodeBench, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures of all sections, or of some, as `genrec bench` writes them.
 
     Args:
-        n_items: size of the random catalogue.
-        repeats: rounds, in each of which every rival runs once; the median ratio is kept.
-        seed: of the model, the catalogue and the prompts.
+        options: sizes, rounds and device.
+        only: sections' names; all when empty, `vllm` where it is installed.
+
+    Raises:
+        RecipeError: an unknown section, or a device that is not there.
+        MissingExtraError: the section vllm without vLLM.
     """
-    torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    model = _build_model()
-    codes = _draw_codes(random, n_items)
-    tokens = [TEXT_VOCABULARY + CODES * level + np.arange(CODES) for level in range(LEVELS)]
-    engine = TorchEngine(model, Trie.from_codes(codes), tokens)
-    allowed = _build_rival_trie(codes, tokens)
-    rows = []
-    for n_prompts in (1, 8):
-        drawn = random.integers(10, TEXT_VOCABULARY, (n_prompts, PROMPT_TOKENS))
-        prompts: list[list[int]] = drawn.tolist()
-        rivals = _list_rivals(model, engine, allowed, prompts)
-        rows += _compare_rivals(rivals, n_prompts, repeats)
-    return report_rows(rows)
-
-
-def _build_model() -> Any:
-    config = Qwen3Config(
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        vocab_size=TEXT_VOCABULARY + LEVELS * CODES,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=None)
-    return model
-
-
-def _draw_codes(random: np.random.Generator, n_items: int) -> IndexArray:
-    drawn = random.choice(CODES**LEVELS, size=n_items, replace=False)
-    return np.stack(np.unravel_index(drawn, (CODES,) * LEVELS), axis=1).astype(np.int64)
-
-
-def _build_rival_trie(codes: IndexArray, tokens: Sequence[IndexArray]) -> dict[Any, list[int]]:
-    """The legal next tokens of every prefix as a dict of tuples: LC-Rec's way."""
-    children: dict[Any, set[int]] = {}
-    for row in np.stack([tokens[level][codes[:, level]] for level in range(LEVELS)], 1).tolist():
-        for depth in range(LEVELS):
-            children.setdefault(tuple(row[:depth]), set()).add(row[depth])
-    return {prefix: sorted(found) for prefix, found in children.items()}
-
-
-def _list_rivals(
-    model: Any, engine: TorchEngine, allowed: dict[Any, list[int]], prompts: list[list[int]]
-) -> dict[str, Callable[[], object]]:
-    ids = torch.tensor(prompts)
-
-    def find_allowed(_: int, sequence: torch.Tensor) -> list[int]:
-        return allowed[tuple(sequence[PROMPT_TOKENS:].tolist())]
-
-    def generate() -> object:
-        return model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            num_beams=WIDTH,
-            num_return_sequences=WIDTH,
-            max_new_tokens=LEVELS,
-            do_sample=False,
-            length_penalty=0.0,
-            prefix_allowed_tokens_fn=find_allowed,
-        )
-
-    return {
-        "huggingface": generate,
-        "vocab": lambda: engine.rank_prompts(prompts, WIDTH, Search(width=WIDTH)),
-        "level": lambda: engine.rank_prompts(prompts, WIDTH, Search(WIDTH, "level")),
-    }
-
-
-def _compare_rivals(
-    rivals: dict[str, Callable[[], object]], n_prompts: int, repeats: int
-) -> list[BenchRow]:
-    seconds = time_rivals(rivals, repeats)
-    where = f"{n_prompts} prompts of {PROMPT_TOKENS} tokens, width {WIDTH}"
-    rival = np.array(seconds["huggingface"])
-    rows = [build_row(f"huggingface, {where}", float(np.median(rival)), "seconds")]
-    for name in ("vocab", "level"):
-        ratio = float(np.median(rival / np.array(seconds[name])))
-        rows.append(
-            build_row(
-                f"engine {name}, {where}",
-                ratio,
-                "times faster",
-                least=TARGETS[name, n_prompts],
-                against="Hugging Face constrained generate, dict trie",
-            )
-        )
-    return rows
+    every = [name for name in SECTIONS if name != "vllm" or has_vllm()]
+    chosen = [find_choice("bench section", name, SECTIONS) for name in only or every]
+    return report_rows([row for measure in chosen for row in measure(options)])

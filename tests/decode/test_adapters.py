@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from genrec.train.corpus import train_tokenizer
 from genrec.train.delta import digest_weights
 from genrec.train.recipe import TrainRecipe
 from genrec.train.step import make_model
+from tests.contracts.engine_contract import assert_same_answers
 from tests.decode.conftest import build_model
 from tests.train.made_domains import DOMAINS, write_domains
 from tests.train.made_inputs import PROMPT, build_tiny, item_text
@@ -438,6 +440,27 @@ def test_a_server_answers_each_domain_with_its_adapter(shelf: Shelf, loaded: Rec
                 assert_same(ask(**values), recommend(loaded))
         models = client.get("/v1/models").json()["data"]
         assert [model["id"] for model in models] == ["shared", *shelf.adapters]
+
+
+def test_a_kept_beginning_is_only_its_own_adapters(shelf: Shelf, loaded: Recommender) -> None:
+    engine, rng = copy.copy(loaded.engine), np.random.default_rng(0)
+    engine.keep_prefixes(1 << 24)
+    histories = [rng.integers(0, loaded.n_items, 8) for _ in range(4)]
+    prompts = loaded.encode_prompts(histories, [""] * 4)
+    assert min(map(len, prompts)) > 16, "shorter than a block, and nothing would be kept"
+    names = (None, *shelf.adapters)
+    expected = {}
+    for name in names:
+        with loaded.use_adapter(name):
+            expected[name] = loaded.engine.rank_prompts(prompts, 8)
+    assert loaded.engine.prefix_stats.misses == 0, "the engine that keeps nothing"
+    for turn in range(2):
+        for name in names if turn == 0 else reversed(names):
+            hits = engine.prefix_stats.hits
+            with loaded.use_adapter(name):
+                assert_same_answers(engine.rank_prompts(prompts, 8), expected[name])
+            # None knows a prompt that the others have run.
+            assert engine.prefix_stats.hits - hits == (4 if turn else 0)
 
 
 def test_a_server_of_unclear_domains_does_not_start(shelf: Shelf) -> None:

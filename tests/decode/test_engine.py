@@ -7,7 +7,7 @@ import pytest
 
 from genrec.decode.engine import ItemFilter, Search
 from genrec.decode.request import EngineLimits, check_request, default_width
-from genrec.errors import DataError
+from genrec.errors import CapacityError, DataError, UnknownItemError
 
 LIMITS = EngineLimits(n_items=1000, vocabulary_size=50, max_prompt_tokens=4)
 
@@ -47,3 +47,30 @@ def test_any_length_goes_where_the_model_sets_no_limit():
     long = [(1,) * 10_000]
     request = check_request(limits, long, 3, Search(), None)
     assert len(request.prompts[0]) == 10_000
+
+
+def test_the_only_items_of_a_filter_are_kept_once_each_and_in_order():
+    (wanted,) = check(prompts=[(1,)], k=2, filters=[ItemFilter(only=[9, 4, 9])]).filters
+    assert wanted.only.tolist() == [4, 9] and wanted.only.dtype == np.int64
+
+
+@pytest.mark.parametrize("outside", [1000, -1])
+def test_only_items_outside_the_catalogue_are_named(outside):
+    filters = [ItemFilter(), ItemFilter(only=np.array([3, outside]))]
+    with pytest.raises(UnknownItemError, match=rf"0 to 999.*\n.*prompt 1 allows .* {outside}"):
+        check(prompts=[(1,), (2,)], k=1, filters=filters)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "allowed", "n_legal"), [([], None, 3), ([8], None, 2), ([8], [2, 8], 1)]
+)
+def test_too_few_only_items_are_counted_with_the_other_conditions(excluded, allowed, n_legal):
+    mask = None if allowed is None else np.isin(np.arange(1000), allowed)
+    wanted = ItemFilter(np.array(excluded, dtype=np.int64), mask, np.array([2, 5, 8]))
+    assert check(prompts=[(1,)], k=n_legal, filters=[wanted]).k == n_legal
+    rule = rf"k={n_legal + 1} is more .*\n.*has {n_legal} legal items.*only 3 named as allowed"
+    with pytest.raises(CapacityError, match=rule):
+        check(prompts=[(1,)], k=n_legal + 1, filters=[wanted])
+    empty = ItemFilter(only=np.empty(0, dtype=np.int64))
+    with pytest.raises(CapacityError, match="has 0 legal items.*only 0 named as allowed"):
+        check(prompts=[(1,)], k=1, filters=[empty])
