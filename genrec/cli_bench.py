@@ -39,7 +39,7 @@ def bench_decode(
         Path | None, typer.Option("--model", "-m", help="Trained, for the section exact.")
     ] = None,
 ) -> None:
-    """The engines against Hugging Face, vLLM and their own floor, and beams against exact search."""
+    """The engines against Hugging Face, vLLM and their floor; beams against exact search."""
     from genrec.bench.decode import bench_decode as measure
     from genrec.bench.decode_options import DecodeBench
 

@@ -259,7 +259,7 @@ def _read_settings(limits: Sequence[str] | None, **given: Any) -> ServeSettings:
     kinds = {
         field.name: {"int": int, "float": float}[str(field.type)]
         for field in fields(ServeSettings)
-        if field.type in ("int", "float") and field.name not in given
+        if field.type in ("int", "float") and field.name != "port"
     }
     problems = []
     for text in limits or ():

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from genrec.decode.align import Align
+from genrec.decode.remote_engine import RemoteEngine
+from genrec.decode.vllm_items import VllmItems
 from genrec.errors import RecipeError
 from genrec.model_weights import find_switch
 from genrec.recommender import Recommender
@@ -91,3 +93,36 @@ def open_recommender(
     return load_zero_shot(
         str(choice.model), choice.catalogue, device=choice.device, dtype=choice.dtype
     )
+
+
+def open_remote(
+    model: Path,
+    url: str,
+    *,
+    name: str | None = None,
+    api_key: str | None = None,
+    block_tokens: int | None = None,
+    align: Align = "keep",
+) -> Recommender:
+    """The recommender of a model directory whose weights run in a stock vLLM server.
+
+    Args:
+        model: the model directory; its weights are not read.
+        url: of the server, which serves the same directory.
+        name: what the server calls the model; None takes its first.
+        api_key: what the server asks for.
+        block_tokens: the server's --block-size, which `align="drop"` needs to know.
+        align: what may be done to prompts; see `decode.align`.
+
+    Raises:
+        ArtifactError: the directory is missing, half written or changed.
+        ModelError: a model that vLLM cannot be searched with, or a server that cannot be used.
+        RecipeError: align="drop" without block_tokens.
+    """
+    recommender = Recommender.from_pretrained(
+        model, engine="items", vllm_args={"block_size": block_tokens}, align=align
+    )
+    items = recommender.engine
+    assert isinstance(items, VllmItems), "engine items gives these"
+    recommender.engine = RemoteEngine(url, items, name, api_key=api_key)
+    return recommender

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from genrec import cli
-from genrec.bench import decode, tokenize_device, tokenize_fit, tokenize_scale
+from genrec.bench import tokenize_device, tokenize_fit, tokenize_scale
 from genrec.bench.made_vectors import make_vectors, read_real_vectors
 from genrec.bench.rows import build_row, report_rows, time_rivals
 from genrec.bench.tokenize import SECTIONS, bench_tokenize
@@ -33,21 +33,6 @@ def run_bench(*arguments: str) -> Any:
 
 def name_values(rows: list[Any]) -> dict[tuple[str, str], float]:
     return {(row.name.rpartition(": ")[2], row.unit): row.value for row in rows}
-
-
-def test_decode_writes_rows_and_prints_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "PROMPT_TOKENS", 8)
-    monkeypatch.setattr(decode, "WIDTH", 3)
-    monkeypatch.setattr(decode, "TEXT_VOCABULARY", 64)
-    target = tmp_path / "rows.json"
-    done = run_bench("decode", "--json", str(target), "--items", "500", "--repeats", "1")
-    assert done.output.count("| engine") == 4
-    written = json.loads(target.read_text())
-    assert written["schema"] == 1
-    assert {"name", "value", "unit", "target", "met", "against"} == set(written["rows"][0])
-    assert all(row["value"] > 0 for row in written["rows"])
 
 
 def test_a_target_is_met_from_one_side() -> None:

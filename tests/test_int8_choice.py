@@ -59,14 +59,13 @@ def test_a_checkpoint_asked_for_titles_opens_in_int8_too(
     assert_rounded(opened)
 
 
-def test_the_command_answers_in_int8(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_command_answers_in_int8(tiny_run: Path) -> None:
     given = ["recommend", "-m", str(tiny_run / "model"), "B0001", "B0002", "-k", "5"]
-    with caplog.at_level(logging.WARNING):
-        result = CliRunner().invoke(cli.app, [*given, "--dtype", "int8"])
+    result = CliRunner().invoke(cli.app, [*given, "--dtype", "int8"])
     assert result.exit_code == 0, result.exception
     answers = [item["item_id"] for item in json.loads(result.stdout)["recommendations"]]
     assert len(set(answers)) == 5 and not {"B0001", "B0002"} & set(answers)
-    assert "are those of float32" in caplog.text
+    assert "are those of float32" in " ".join(result.stderr.split())
     shown = CliRunner().invoke(cli.app, ["recommend", "--help"], env={"COLUMNS": "200"}).output
     assert "int8 (CPU)" in shown
 

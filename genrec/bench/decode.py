@@ -13,8 +13,8 @@ from genrec.bench.decode_device import bench_device
 from genrec.bench.decode_exact import bench_exact
 from genrec.bench.decode_options import DecodeBench
 from genrec.bench.decode_speed import bench_qwen, bench_small
-from genrec.bench.decode_vllm import bench_vllm, has_vllm
 from genrec.bench.rows import BenchRow, report_rows
+from genrec.bench.vllm_decode import bench_vllm, has_vllm
 from genrec.recipe import find_choice
 
 SECTIONS: dict[str, Callable[[DecodeBench], list[BenchRow]]] = {

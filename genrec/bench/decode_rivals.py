@@ -21,6 +21,7 @@ from genrec.bench.decode_models import LEVELS, Setup
 from genrec.types import IndexArray
 
 Allowed = dict[tuple[int, ...], list[int]]
+_FEW_TOKENS = 64
 
 
 def build_allowed(setup: Setup) -> Allowed:
@@ -34,7 +35,7 @@ def build_allowed(setup: Setup) -> Allowed:
 
 
 def generate(setup: Setup, prompts: IndexArray, allowed: Allowed | None) -> Tensor:
-    """(prompts x width, 4) tokens by Hugging Face's own beam search, unconstrained without a trie."""
+    """(prompts x width, 4) tokens by Hugging Face's own beam search; without a trie, any tokens."""
     ids = torch.from_numpy(prompts).to(setup.model.device)
     n_tokens, width = prompts.shape[1], setup.sizes.width
 
@@ -103,32 +104,35 @@ def list_products(setup: Setup, n_prompts: int, *, vocab: bool) -> list[Callable
     model, sizes = setup.model, setup.sizes
     n_prompt, n_beams = n_prompts * sizes.n_tokens, n_prompts * sizes.width
     steps = [n_beams] * (LEVELS - 1)
-    products = []
+    wanted: list[tuple[Tensor, int]] = []
     layers = model.model.layers
     for number, layer in enumerate(layers):
         is_last = number == len(layers) - 1
         for name, module in layer.named_modules():
-            if not isinstance(module, torch.nn.Linear):
-                continue
-            whole = not is_last or name.endswith(("k_proj", "v_proj"))
-            for n_tokens in [n_prompt if whole else n_prompts, *steps]:
-                products.append(_make_product(module.weight, n_tokens))
+            if isinstance(module, torch.nn.Linear):
+                whole = not is_last or name.endswith(("k_proj", "v_proj"))
+                first = n_prompt if whole else n_prompts
+                wanted += [(module.weight, n_tokens) for n_tokens in (first, *steps)]
     head = model.lm_head.weight
     rows = head if vocab else head[: sizes.n_codes]
-    products += [_make_product(rows, n_tokens) for n_tokens in [n_prompts, *steps]]
+    wanted += [(rows, n_tokens) for n_tokens in (n_prompts, *steps)]
+    # One block of values serves all weights of a shape: a copy for each would take gigabytes.
+    blocks: dict[tuple[int, int], Tensor] = {}
+    products = []
+    for weight, n_tokens in wanted:
+        key = n_tokens, weight.shape[1]
+        if key not in blocks:
+            blocks[key] = torch.randn(key, device=weight.device).to(weight.dtype)
+        products.append(_make_product(weight, blocks[key]))
     return products
 
 
-def _make_product(weight: Tensor, n_tokens: int) -> Callable[[], Tensor]:
-    values = torch.randn(n_tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
+def _make_product(weight: Tensor, values: Tensor) -> Callable[[], Tensor]:
     # Of a few tokens the weight stands first: on CPU that is the quicker way; of many it is as the
     # layers have it.
-    if n_tokens > _FEW_TOKENS:
+    if len(values) > _FEW_TOKENS:
         return partial(torch.nn.functional.linear, values, weight)
     return partial(torch.matmul, weight, values.T)
-
-
-_FEW_TOKENS = 64
 
 
 def run_products(products: list[Callable[[], Tensor]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import get_args
 
 from genrec.bench.decode_models import Setup, build_qwen, build_small
 from genrec.bench.decode_options import DecodeBench
@@ -36,6 +35,7 @@ QWEN_TARGETS: Targets = {
 }  # fmt: skip
 _MODES: tuple[Normalize, ...] = ("level", "vocab")
 _GENERATES = ("Hugging Face constrained", "Hugging Face unconstrained")
+_KINDS = ("", "loop ", "floor ")  # of targets
 _LOOP = "loop that runs the prompt once and copies its cache"
 
 
@@ -85,7 +85,6 @@ def _compare_ways(
 def _make_search(
     setup: Setup, prompts: Sequence[Sequence[int]], mode: Normalize
 ) -> Callable[[], object]:
-    assert mode in get_args(Normalize), "or the engine refuses it later"
     width = setup.sizes.width
     return partial(setup.engine.rank_prompts, prompts, width, Search(width, mode))
 
@@ -128,6 +127,3 @@ def _describe(
             ),
         ]
     return rows + timing.describe_others(where)
-
-
-_KINDS = ("", "loop ", "floor ")

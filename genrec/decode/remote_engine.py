@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
@@ -124,14 +125,13 @@ class RemoteEngine:
             transport=transport,
         )
         self._pool = ThreadPoolExecutor(pace.posts_at_once, thread_name_prefix="genrec-remote")
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._model, self._adapters, longest = self._choose_model(model)
             self._limits = items.limit(longest)
             self._max_tokens = longest
             self._check_scores()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     @property
     def n_items(self) -> int:

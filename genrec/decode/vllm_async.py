@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -349,11 +349,10 @@ async def open_async_vllm(
         bind_threads(int(args.get("tensor_parallel_size", 1)))
     llm = await asyncio.to_thread(_start, args)
     engine = AsyncVllmEngine(llm, items, shelf, keeps_apart=is_cpu)
-    try:
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(engine.close)
         await engine.check()
-    except BaseException:
-        await engine.close()
-        raise
+        undo.pop_all()
     return engine
 
 

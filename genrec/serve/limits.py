@@ -78,7 +78,8 @@ class Gate:
         settings = self._service.settings
         path = visit.scope["path"]
         host = _strip_port(headers.get("host", ""))
-        if settings.allowed_hosts and host not in settings.allowed_hosts:
+        allowed = [name.lower() for name in settings.allowed_hosts]
+        if allowed and host.lower() not in allowed:
             return build_problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"this server does not answer for host {host[:100]!r}; ask for "

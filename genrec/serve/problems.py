@@ -27,6 +27,7 @@ MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
 _MOST_FAULTS, _MOST_CHARS = 20, 200
 _MALFORMED, _NOT_AN_OBJECT = "json_invalid", "model_attributes_type"
+_NOT_JSON = "the body is not JSON; send a JSON object"
 # An engine that is down comes back in seconds, or a balancer finds another server meanwhile.
 _DOWN_SECONDS = 2
 
@@ -134,7 +135,10 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(request, build_problem(error.status_code, str(error.detail)), error.headers)
+    detail = str(error.detail)
+    if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI could not parse it
+        detail = _NOT_JSON
+    return _answer(request, build_problem(error.status_code, detail), error.headers)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
@@ -151,7 +155,7 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
 def _describe_faults(found: Sequence[Any]) -> Problem:
     """The problem of a body that breaks the schema, or is no JSON."""
     if any(fault["type"] == _MALFORMED for fault in found):
-        return build_problem(HTTPStatus.BAD_REQUEST, "the body is not JSON; send a JSON object")
+        return build_problem(HTTPStatus.BAD_REQUEST, _NOT_JSON)
     if any(fault["type"] == _NOT_AN_OBJECT and len(fault["loc"]) == 1 for fault in found):
         return build_problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,

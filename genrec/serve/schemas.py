@@ -14,7 +14,7 @@ ItemId = Annotated[
     str, StringConstraints(min_length=1, max_length=512), Field(examples=["B000142FVW"])
 ]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000, pattern=r"\S")]
 
 
 class Body(BaseModel):

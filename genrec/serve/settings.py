@@ -104,7 +104,7 @@ class ServeSettings:
         problems = [
             f"{name}={value}; use a number above 0" + (", or 0" if name in _MAY_BE_ZERO else "")
             for name, value in self._list_numbers()
-            if value < 0 or (value == 0 and name not in _MAY_BE_ZERO)
+            if not value >= 0 or (value == 0 and name not in _MAY_BE_ZERO)  # nan is not, either
         ]
         if self.port > 65535:  # noqa: PLR2004  (the ports that there are)
             problems.append(f"port={self.port}; use 1 to 65535, or 0 for any that is free")

@@ -6,6 +6,7 @@ Owns that thread and what it runs next. Knows no HTTP; the queue's rules are `ba
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from genrec.serve.text_turns import TextTurns
 from genrec.types import RankedItems
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class TorchBackend:
@@ -98,6 +100,7 @@ class TorchBackend:
         """
         await self._run_on_engine(probe_engine, self._edition)
         self._worker = asyncio.create_task(self._work())
+        self._worker.add_done_callback(self._note_end)
         self._state = "ready"
 
     async def stop(self, drain_seconds: float) -> None:
@@ -143,6 +146,18 @@ class TorchBackend:
             async for part in parts:
                 self._metrics.text_tokens.inc(part.n_tokens)
                 yield part
+
+    def _note_end(self, worker: asyncio.Task[None]) -> None:
+        """Let nobody wait for a worker that a fault has ended; it takes no job any more."""
+        error = None if worker.cancelled() else worker.exception()
+        if error is None:
+            return
+        _log.error("the engine's worker has ended; restart the server", exc_info=error)
+        self._state = "failed"
+        down = BackendDownError("the engine has failed; ask another server")
+        self._ranks.fail_all(down)
+        if self._texts is not None:
+            self._texts.fail_all(down)
 
     def _check_ready(self) -> None:
         if self._state != "ready":

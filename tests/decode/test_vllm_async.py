@@ -192,13 +192,13 @@ def test_adapters_are_loaded_at_the_start(qwen3, items, starts, tmp_path):
     asyncio.run(open_async_vllm("model", items, shelf))
     assert llm.loaded == ["own", "adapter:books"] and starts["args"]["max_loras"] == 2
     llm.refused.add(str(tmp_path / "books"))
-    with pytest.raises(ModelError, match="adapters that vLLM refuses: 1 problem\n.*cannot load"):
+    with pytest.raises(ModelError, match=r"adapters that vLLM refuses: 1 problem\n.*cannot load"):
         asyncio.run(open_async_vllm("model", items, shelf))
 
 
 def test_what_vllm_does_not_have_or_does_not_start_with(items, starts):
-    with pytest.raises(RecipeError, match="vLLM does not have: 1 .*\n.*tensor_parallel_size"):
+    with pytest.raises(RecipeError, match=r"vLLM does not have: 1 .*\n.*tensor_parallel_size"):
         asyncio.run(open_async_vllm("model", items, tensor_paralel_size=2))
     starts["llm"] = RuntimeError("no memory")
-    with pytest.raises(ModelError, match="vLLM does not start .RuntimeError: no memory"):
+    with pytest.raises(ModelError, match=r"vLLM does not start .RuntimeError: no memory"):
         asyncio.run(open_async_vllm("model", items))

@@ -61,11 +61,12 @@ def test_a_public_port_wants_a_key(tmp_path: Path) -> None:
 
 def test_settings_that_mean_nothing_are_all_named() -> None:
     with pytest.raises(RecipeError) as caught:
-        ServeSettings(max_k=0, port=70_000, gather_seconds=-1)
+        ServeSettings(max_k=0, port=70_000, gather_seconds=-1, deadline_seconds=float("nan"))
     for words in (
         "max_k=0; use a number above 0",
         "port=70000",
         "gather_seconds=-1; use a number above 0, or 0",
+        "deadline_seconds=nan; use a number above 0",
     ):
         assert words in str(caught.value)
 
@@ -78,7 +79,12 @@ def test_limits_are_given_by_name() -> None:
     assert own.allowed_hosts == ("shop",)
     ring = KeyRing((("me", hash_key("k")),))
     assert cli_serve._read_settings(None, keys=ring).allowed_hosts == ()
-    words = refuse(RecipeError, "model", "max_kk=3", "max_k=z", "host=x")
+    # Those that are options, too, as docs/serving.md lists them.
+    options = {"max_queue": 256, "linger_seconds": 0.0}
+    both = cli_serve._read_settings(["linger_seconds=10", "max_queue=2"], **options)
+    assert (both.linger_seconds, both.max_queue) == (10, 2)
+    words = refuse(RecipeError, "model", "max_kk=3", "max_k=z", "host=x", "port=1")
+    assert "'port=1': no such limit" in words
     assert "did you mean 'max_k'?" in words
     assert "'z' is no int" in words
     assert "'host=x': no such limit" in words
@@ -110,9 +116,14 @@ def test_an_adapter_that_is_none(tiny_run: Path, tmp_path: Path) -> None:
     assert "adapter 'a'" in words
 
 
-def test_an_engine_without_a_server(tiny_run: Path) -> None:
-    words = refuse(RecipeError, str(tiny_run / "model"), "--port", "0", "--engine", "vllm")
-    assert "engine 'vllm' answers `genrec recommend`" in words
+def test_vllm_that_is_not_installed_is_named(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genrec.decode.vllm_open.importlib.util.find_spec", lambda name: None)
+    words = refuse(MissingExtraError, str(tiny_run / "model"), "--port", "0", "--engine", "vllm")
+    assert "pip install 'genrec[vllm]'" in words
+    words = refuse(RecipeError, "model", "--port", "0", "--vllm-arg", "tensor_parallel_size")
+    assert "'tensor_parallel_size' is not KEY=VALUE" in words
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
@@ -189,7 +200,9 @@ def test_an_engine_that_does_not_start_ends_the_command(
         raise ModelError("the engine lies")
 
     monkeypatch.setattr("genrec.serve.torch_backend.probe_engine", fail)
-    assert refuse(ModelError, str(tiny_run / "model"), "--port", "0") == "the engine lies"
+    ended = serve(str(tiny_run / "model"), "--port", "0")
+    assert str(ended.exception) == "the engine lies"
+    assert "genrec serves" not in ended.output
 
     def break_down(*_: object) -> None:
         raise RuntimeError("out of memory")

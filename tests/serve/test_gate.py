@@ -93,6 +93,7 @@ def test_malformed_bodies(client: TestClient) -> None:
     for body in (b"{", b"\xff\xfe", b"[" * 100_000, b'{"k": ' + b"9" * 5000 + b"}", b"nul"):
         answer = client.post(URL, content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, body[:20]
+        assert answer.json()["detail"] == "the body is not JSON; send a JSON object"
         assert answer.json()["request_id"]
 
 
@@ -181,11 +182,11 @@ def test_keys(make_service: MakeService, recommender: Recommender) -> None:
 
 
 def test_only_named_hosts_are_answered(make_service: MakeService) -> None:
-    app = build_app(make_service(allowed_hosts=("localhost", "::1")))
+    app = build_app(make_service(allowed_hosts=("localhost", "::1", "Shop.example")))
     with TestClient(app) as client:
         for host, status in (
             ("localhost", 200), ("localhost:80", 200), ("[::1]:80", 200), ("evil.example", 421),
-            ("", 421),
+            ("", 421), ("LocalHost", 200), ("shop.example:80", 200),
         ):  # fmt: skip
             assert client.get("/healthz", headers={"Host": host}).status_code == status, host
 

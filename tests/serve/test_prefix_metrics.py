@@ -59,9 +59,9 @@ def test_zero_bytes_keep_nothing(tiny_run: Path) -> None:
     _, app = assemble_server(Parts(choice), ServeSettings(prefix_cache_bytes=0))
     with TestClient(app) as client:
         assert ask(client) == ask(client)
-        assert {value for name, value in read_prefixes(client).items() if "created" not in name} == {
-            0.0
-        }
+        assert {
+            value for name, value in read_prefixes(client).items() if "created" not in name
+        } == {0.0}
     with pytest.raises(RecipeError, match="prefix_cache_bytes=-1; use a number above 0, or 0"):
         ServeSettings(prefix_cache_bytes=-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from genrec.decode.engine import Search
 from genrec.recommender import Recommender
+from genrec.serve import recommend_routes
 from genrec.serve.app import build_app
 from genrec.serve.backend import Edition
 from genrec.serve.service import Service
@@ -149,6 +151,7 @@ def test_adapters_and_domains_that_do_not_exist(
     [
         ({"history": ["x"] * 501}, "history: 501 is more than this server's 500"),
         ({"history": [{"text": "x" * 4001}]}, "text: 4,001 is more than"),
+        ({"history": [{"text": " \n"}]}, "should match pattern"),
         ({"k": 201}, "k: 201 is more"),
         ({"width": 1001}, "width: 1,001 is more"),
         ({"width": 5}, "width: 5 beams cannot give k=10"),
@@ -161,7 +164,10 @@ def test_adapters_and_domains_that_do_not_exist(
 def test_limits_name_value_rule_and_way_out(
     client: TestClient, recommender: Recommender, said: dict[str, Any], words: str
 ) -> None:
-    assert words in ask(client, 422, **{"history": [recommender.item_ids[0]], **said})["detail"]
+    refused = ask(client, 422, **{"history": [recommender.item_ids[0]], **said})
+    assert any(
+        words in told for told in [refused["detail"], *(e["rule"] for e in refused["errors"])]
+    )
 
 
 def test_an_edition_is_swapped_for_requests_that_come_after(
@@ -214,6 +220,15 @@ def test_a_stream_answers_line_by_line(client: TestClient, recommender: Recommen
         assert list_ids(entries[row]["answer"]) == [expected]
 
 
+def test_a_stream_of_short_lines_costs_little_memory(service: Service) -> None:
+    body = b"1\n \r\n" * 50_000
+    tracemalloc.start()
+    lines = recommend_routes._split_requests(service, recommend_routes.NDJSON, body)
+    assert sum(1 for _ in lines) == 50_000
+    assert tracemalloc.get_traced_memory()[1] < len(body) / 10
+    tracemalloc.stop()
+
+
 def test_a_stream_takes_a_list_too(client: TestClient, recommender: Recommender) -> None:
     requests = [{"history": [recommender.item_ids[0]], "k": 1}, 3]
     answer = client.post(f"{URL}/stream", json=requests)
@@ -226,6 +241,7 @@ def test_a_stream_takes_a_list_too(client: TestClient, recommender: Recommender)
     ("content", "kind", "status", "words"),
     [
         ("", "application/x-ndjson", 422, "holds no request"),
+        (" \r\n\n", "application/x-ndjson", 422, "holds no request"),
         ("[]", "application/json", 422, "holds no request"),
         ("{}", "application/json", 422, "no list"),
         ("[", "application/json", 400, "not JSON"),

@@ -145,6 +145,27 @@ def test_a_bug_reaches_its_waiter_and_the_engine_goes_on(recommender: Recommende
     run(recommender, test)
 
 
+def test_a_worker_that_ended_is_seen_and_keeps_nobody_waiting(recommender: Recommender) -> None:
+    async def test(bench: Bench, held: HeldEngine) -> None:
+        running = await bench.occupy()
+
+        def fail(n_jobs: int, seconds: float) -> None:
+            raise RuntimeError("no such batch")
+
+        bench.backend._ranks.note_batch = fail  # type: ignore[method-assign]
+        waiting = bench.rank(1, k=2)
+        await wait_for(lambda: bench.count("genrec_queue_depth") == 1)
+        held.gate.set()
+        with pytest.raises(BackendDownError, match="the engine has failed"):
+            await waiting
+        assert bench.backend.state == "failed"
+        with pytest.raises(BackendDownError, match="it is failed"):
+            await bench.rank()
+        running.cancel()
+
+    run(recommender, test)
+
+
 def test_a_full_queue_says_when_to_come_again(recommender: Recommender) -> None:
     async def test(bench: Bench, held: HeldEngine) -> None:
         running = await bench.occupy()

@@ -91,7 +91,7 @@ def test_directory_holds_all_that_is_promised(
         "prompts",
     }
     index = pl.read_parquet(path / "item_index.parquet")
-    assert index.columns == ["item_index", "item_id", "title", "sid", "codes"]
+    assert index.columns == ["item_index", "item_id", "title", "sid", "codes", "categories"]
     assert index["item_index"].to_list() == list(range(40))
     assert index["item_id"][7] == "i7"
     assert index["title"][7] == item_text(7)

@@ -91,7 +91,10 @@ def test_searches_of_many_users_at_once_equal_the_embedded_engine(
     search = Search(width=20, normalize=normalize)
     filters = [ItemFilter(np.arange(row)) for row in range(len(PROMPTS))]
     wanted = build_torch(folder).rank_prompts(PROMPTS, 20, search, filters=filters)
-    asked = [engine.rank(*pair) for pair in ((p, 20, search, f) for p, f in zip(PROMPTS, filters))]
+    asked = [
+        engine.rank(*pair)
+        for pair in ((p, 20, search, f) for p, f in zip(PROMPTS, filters, strict=True))
+    ]
     for row, found in enumerate(runner.run(run_together(*asked))):
         assert_equal(found, wanted, row)
 
@@ -106,7 +109,7 @@ def test_adapters_and_the_model_itself_at_once(runner, engine, folder):
         asked = [engine.rank(prompt, 10, adapter=name) for name in names]
         for name, found in zip(names, runner.run(run_together(*asked)), strict=True):
             assert_equal(found, wanted[name])
-    with pytest.raises(ModelError, match="unknown adapter 'book'.*books"):
+    with pytest.raises(ModelError, match=r"unknown adapter 'book'.*books"):
         runner.run(engine.rank(prompt, 10, adapter="book"))
 
 
@@ -177,7 +180,7 @@ def test_an_adapter_that_vllm_refuses_is_said_at_the_start(runner, folder):
     broken.mkdir()
     (broken / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
     items = VllmItems(make_trie(), TOKEN_IDS, VOCABULARY)
-    with pytest.raises(ModelError, match="adapters that vLLM refuses: 1 problem\n.*broken"):
+    with pytest.raises(ModelError, match=r"adapters that vLLM refuses: 1 problem\n.*broken"):
         runner.run(open_async_vllm(folder / "model", items, LoraShelf({"broken": broken}), **SMALL))
 
 
