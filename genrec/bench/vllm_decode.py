@@ -122,14 +122,14 @@ def _compare(
     width = setup.sizes.width
     drawn = np.random.default_rng(0).integers(10, 300, (n_prompts, n_tokens))
     n_dropped = n_tokens % engine.block_tokens
+    whole = drawn[:, n_dropped:]
     ways: dict[str, Callable[[], Any]] = {
         _RIVAL: partial(_search_freely, llm, drawn, width),
         _AS_IS: partial(engine.rank_prompts, drawn.tolist(), width, Search(width)),
-        _LEAST: partial(_generate_plainly, llm, drawn, width),
+        _LEAST: partial(_run_steps, llm, whole, width),
     }
     if n_dropped:
-        shorter = drawn[:, n_dropped:].tolist()
-        ways[_DROPPED] = partial(engine.rank_prompts, shorter, width, Search(width))
+        ways[_DROPPED] = partial(engine.rank_prompts, whole.tolist(), width, Search(width))
     # What one run has left in the prefix cache would serve the next.
     rivals = {name: partial(_run_afresh, llm, run) for name, run in ways.items()}
     timing = time_watched(rivals, options.repeats)
@@ -194,13 +194,20 @@ def _search_freely(llm: Any, prompts: IndexArray, width: int) -> IndexArray:
     return np.array(beams, dtype=np.int64)
 
 
-def _generate_plainly(llm: Any, prompts: IndexArray, width: int) -> None:
-    """As many sequences as beams, sampled without a word between the engine and us."""
+def _run_steps(llm: Any, prompts: IndexArray, width: int) -> None:
+    """What any search waits for: each prompt once, then a first token and two more of every beam.
+
+    Prompts are of whole blocks, so that beams read nothing of them again; nothing is said of scores.
+    """
     from vllm import SamplingParams
 
-    params = SamplingParams(n=width, max_tokens=LEVELS, ignore_eos=True, detokenize=False)
+    shared = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
     asked = [{"prompt_token_ids": row} for row in prompts.tolist()]
-    llm.generate(asked, params, use_tqdm=False)
+    llm.generate(asked, SamplingParams(max_tokens=1, **shared), use_tqdm=False)
+    beams = [
+        {"prompt_token_ids": [*row, 10 + beam]} for row in prompts.tolist() for beam in range(width)
+    ]
+    llm.generate(beams, SamplingParams(max_tokens=LEVELS - 1, **shared), use_tqdm=False)
 
 
 def main(arguments: list[str]) -> None:

@@ -27,6 +27,7 @@ MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
 _MOST_FAULTS, _MOST_CHARS = 20, 200
 _MALFORMED, _NOT_AN_OBJECT = "json_invalid", "model_attributes_type"
+_CATALOGUE = "/v1/catalog"
 _NOT_JSON = "the body is not JSON; send a JSON object"
 # An engine that is down comes back in seconds, or a balancer finds another server meanwhile.
 _DOWN_SECONDS = 2
@@ -138,6 +139,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI could not parse it
         detail = _NOT_JSON
+    elif error.status_code == HTTPStatus.NOT_FOUND and "route" not in request.scope:
+        detail = _explain_path(request.url.path)
     return _answer(request, build_problem(error.status_code, detail), error.headers)
 
 
@@ -150,6 +153,12 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
     finally:
         logs.request_id.reset(token)
     return _answer(request, problem, {"X-Request-ID": problem.request_id})
+
+
+def _explain_path(path: str) -> str:
+    if path == _CATALOGUE or path.startswith(f"{_CATALOGUE}/"):
+        return "this server's catalogue does not change; start it with --store DIR for that"
+    return f"there is nothing at {path[:_MOST_CHARS]!r}; /openapi.json says what there is"
 
 
 def _describe_faults(found: Sequence[Any]) -> Problem:

@@ -52,13 +52,12 @@ class _ClockedProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._write_clock is not None:
-            self._write_clock.cancel()
-            self._write_clock = None
+        self._stop_write_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_clock()
-        super().connection_lost(exc)  # it resumes writing, which stops the other clock
+        self._stop_write_clock()  # what waits to write is told by uvicorn, not by resume_writing
+        super().connection_lost(exc)
 
     def _await_head(self) -> None:
         self._head_clock = self.loop.call_later(self.head_seconds, self._give_up)
@@ -67,6 +66,11 @@ class _ClockedProtocol(H11Protocol):
         if self._head_clock is not None:
             self._head_clock.cancel()
             self._head_clock = None
+
+    def _stop_write_clock(self) -> None:
+        if self._write_clock is not None:
+            self._write_clock.cancel()
+            self._write_clock = None
 
     def _give_up(self) -> None:
         # close() would wait for the client to take what has been written.

@@ -72,5 +72,5 @@ def test_too_few_only_items_are_counted_with_the_other_conditions(excluded, allo
     with pytest.raises(CapacityError, match=rule):
         check(prompts=[(1,)], k=n_legal + 1, filters=[wanted])
     empty = ItemFilter(only=np.empty(0, dtype=np.int64))
-    with pytest.raises(CapacityError, match="has 0 legal items.*only 0 named as allowed"):
+    with pytest.raises(CapacityError, match=r"has 0 legal items.*only 0 named as allowed"):
         check(prompts=[(1,)], k=1, filters=[empty])

@@ -82,6 +82,12 @@ def test_errors_are_problems(client: TestClient) -> None:
     assert "Content-Type: application/json" in client.post(URL, content=b"{}").json()["detail"]
 
 
+def test_paths_that_lead_nowhere_say_which_do(client: TestClient) -> None:
+    assert "/openapi.json says what" in client.get("/v1/nothing").json()["detail"]
+    for path in ("/v1/catalog", "/v1/catalog/items"):
+        assert "start it with --store DIR" in client.post(path, json={}).json()["detail"]
+
+
 def test_many_faults_are_counted_not_all_told(client: TestClient) -> None:
     problem = client.post(URL, json={"history": [0] * 30, **{f"x{i}": 1 for i in range(9)}}).json()
     assert len(problem["errors"]) == 21
