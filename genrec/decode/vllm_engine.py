@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from genrec.decode.vllm_steps import (
     Answer,
     StepRequest,
     StepWriter,
-    find_answers,
-    list_plain_params,
+    join_answers,
+    list_params,
     list_plugin_params,
     list_whole_params,
 )
@@ -201,22 +202,13 @@ class VllmEngine:
 
     def _score(self, requests: Sequence[StepRequest]) -> list[NDArray[np.float64]]:
         """For each request the log-probabilities of its wanted tokens."""
-        if self._has_plugin:
-            params = [list_plugin_params(request) for request in requests]
-            said = self._generate(requests, params)
-            return [
-                find_answers(request.wanted, answer)
-                for request, answer in zip(requests, said, strict=True)
-            ]
-        parts = [request.list_parts() for request in requests]
-        owners = [r for r, own in zip(requests, parts, strict=True) for _ in own]
-        listed = [list_plain_params(tokens) for own in parts for tokens in own]
-        answers = iter(self._generate(owners, listed))
-        scores = []
-        for request, own in zip(requests, parts, strict=True):
-            raw = [find_answers(tokens, next(answers)) for tokens in own]
-            scores.append(request.relate(np.concatenate(raw)))
-        return scores
+        asked = [list_params(request, self._has_plugin) for request in requests]
+        owners = [r for r, own in zip(requests, asked, strict=True) for _ in own]
+        answers = iter(self._generate(owners, [params for own in asked for params in own]))
+        return [
+            join_answers(request, list(islice(answers, len(own))), self._has_plugin)
+            for request, own in zip(requests, asked, strict=True)
+        ]
 
     def _generate(
         self, requests: Sequence[StepRequest], params: Sequence[Mapping[str, Any]]
