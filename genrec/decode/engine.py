@@ -38,7 +38,8 @@ class Search:
             says that its answer is not certified.
         groups: groups of beams that each see what earlier groups chose for the first code
             (Vijayakumar et al. 2016, with the penalty on the first code only); 1 is plain search.
-        diversity: what a first code loses for each earlier group that chose it, in log-probability.
+        diversity: what a first code loses for each earlier group that chose it, in log-probability;
+            of no effect with one group.
         length_penalty: for ids of different lengths, scores are divided by length to this power; 0
             compares sums, 1 means. Codes of a fixed length are not affected.
     """

@@ -85,7 +85,9 @@ class RecommendRequest(Body):
         2000, ge=1, le=1_000_000, description="After so many prefixes an exact search gives up."
     )
     groups: int = Field(1, ge=1, le=1000, description="Groups of beams that avoid each other.")
-    diversity: float = Field(0.0, ge=0, le=1000, description="How much they do.")
+    diversity: float = Field(
+        0.0, ge=0, le=1000, description="How much they do; nothing with one group."
+    )
     length_penalty: float = Field(
         0.0, ge=0, le=10, description="For ids of different lengths: 0 ranks by sums, 1 by means."
     )
