@@ -36,12 +36,12 @@ def bench_exact(options: DecodeBench) -> list[BenchRow]:
         with torch.no_grad():
             setup.model.model.norm.weight.mul_(wanted / spread)
         spread = wanted
-        # Relative to the level's codes: text tokens, which training makes unlikely, do not count.
+        # Relative to the legal codes: training makes text, and codes of no item, unlikely.
         where = (
             f"{setup.name}, random weights, logits of a level spread by {wanted}, "
-            f"{n_prompts} x {setup.sizes.n_tokens} tokens, top {k}, level"
+            f"{n_prompts} x {setup.sizes.n_tokens} tokens, top {k}, child"
         )
-        rows += _compare_widths(setup.engine, prompts, k, "level", where)
+        rows += _compare_widths(setup.engine, prompts, k, "child", where)
     if options.model is not None:
         opened = Recommender.from_pretrained(options.model, device="cpu")
         k = min(k, opened.n_items)

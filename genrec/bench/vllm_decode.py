@@ -197,7 +197,7 @@ def _search_freely(llm: Any, prompts: IndexArray, width: int) -> IndexArray:
 def _run_steps(llm: Any, prompts: IndexArray, width: int) -> None:
     """What any search waits for: each prompt once, then a first token and two more of every beam.
 
-    Prompts are of whole blocks, so that beams read nothing of them again; nothing is said of scores.
+    Prompts are of whole blocks, so that beams read nothing of them again.
     """
     from vllm import SamplingParams
 

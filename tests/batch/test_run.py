@@ -155,10 +155,10 @@ def test_faults_of_histories(recommender: Recommender) -> None:
 
 
 @pytest.mark.slow
-def test_a_command_killed_again_and_again_ends_with_every_user_once(
+def test_a_command_that_is_killed_ends_with_every_user_once(
     recommender: Recommender, tiny_run: Path, tmp_path: Path
 ) -> None:
-    users = write_users(tmp_path / "users.parquet", recommender.item_ids, n_users=300)
+    users = write_users(tmp_path / "users.parquet", recommender.item_ids, n_users=150)
     output = tmp_path / "out.jsonl"
     command = [
         sys.executable, "-m", "genrec", "recommend", "-m", str(tiny_run / "model"),
@@ -172,20 +172,20 @@ def test_a_command_killed_again_and_again_ends_with_every_user_once(
             command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         before = len(list(parts.glob("answers-*.parquet")))
-        # Killed soon after it has got on with the work, twice; then left to finish.
-        while kills < 2 and process.poll() is None:
+        # Killed soon after it has got on with the work; then left to finish.
+        while kills < 1 and process.poll() is None:
             if len(list(parts.glob("answers-*.parquet"))) >= before + random.randint(1, 3):
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
-            time.sleep(0.002)
+            time.sleep(0.01)
         process.wait(60)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["user_id"] for row in rows] == [f"u{n}" for n in range(300)]
+    assert [row["user_id"] for row in rows] == [f"u{n}" for n in range(150)]
     whole = recommender.recommend_batch(pl.read_parquet(users)["history"].to_list())
     for row, expected in zip(rows, whole, strict=True):
         assert [a["item_id"] for a in row["recommendations"]] == [a.item_id for a in expected]
-    assert kills == 2
+    assert kills == 1
 
 
 @pytest.fixture(scope="module")
