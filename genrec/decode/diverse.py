@@ -51,8 +51,6 @@ def choose_members(
         exclusive: what an earlier group kept, no later one does.
     """
     chosen = np.zeros_like(may)
-    if not len(scores):
-        return chosen
     n_users = int(user_row[-1]) + 1
     for group, size in enumerate(sizes):
         times = np.count_nonzero(chosen, axis=1)
