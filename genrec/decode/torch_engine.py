@@ -226,7 +226,7 @@ class TorchEngine:
             cache = self._prefixes.run_prompts(self._cache, self._model, part.prompts)
         dialogue = search_items(self.trie, part)
         if trace is not None:
-            dialogue = trace.watch(dialogue)
+            dialogue = trace.watch(dialogue, self.trie)
         question = next(dialogue)
         while True:
             if question.level == 0:

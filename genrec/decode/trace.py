@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from genrec.decode.search import Dialogue, Question
+from genrec.decode.trie import Trie
 from genrec.types import RankedItems
 
 
@@ -48,8 +49,13 @@ class SearchTrace:
         self._scores: list[float] = []
         self._asked: dict[int, dict[tuple[int, ...], TracedPrefix]] = {}
 
-    def watch(self, dialogue: Dialogue) -> Generator[Question, Tensor, RankedItems]:
-        """The same dialogue, recorded as it goes; `levels` is filled when it ends."""
+    def watch(self, dialogue: Dialogue, trie: Trie) -> Generator[Question, Tensor, RankedItems]:
+        """The same dialogue, recorded as it goes; `levels` is filled when it ends.
+
+        Args:
+            dialogue: of one prompt.
+            trie: that it searches.
+        """
         opened: set[tuple[int, int]] = set()
         question = next(dialogue)
         while True:
@@ -60,7 +66,7 @@ class SearchTrace:
                 question = dialogue.send(gains)
             except StopIteration as end:
                 ranked: RankedItems = end.value
-                self._close(opened, ranked)
+                self._close(opened, trie.leaves[ranked.item_index[0]].tolist())
                 return ranked
 
     def _open(self, question: Question, opened: set[tuple[int, int]]) -> None:
@@ -93,14 +99,13 @@ class SearchTrace:
             codes, score = (*self._codes[number], code), self._scores[number] + gain
             level[codes] = TracedPrefix(codes, node, score, False)
 
-    def _close(self, opened: set[tuple[int, int]], ranked: RankedItems) -> None:
+    def _close(self, opened: set[tuple[int, int]], answers: list[int]) -> None:
         """Say what was kept; of the rest only the best are."""
         deepest = max(self._asked)
-        n_answers = int(np.count_nonzero(ranked.item_index[0] >= 0))
         for level in sorted(self._asked):
             found = sorted(self._asked[level].values(), key=lambda p: (-p.score, p.node))
             chosen = (
-                {p.node for p in found[:n_answers]}
+                set(answers)
                 if level == deepest
                 else {p.node for p in found if (level, p.node) in opened}
             )

@@ -21,13 +21,17 @@ def gain_of(codes: tuple[int, ...]) -> float:
     return -float(np.random.default_rng([*codes, 7]).uniform(0.1, 3))
 
 
-def search(trace: SearchTrace | None, filters: list[ItemFilter] | None = None) -> RankedItems:
+def search(
+    trace: SearchTrace | None,
+    filters: list[ItemFilter] | None = None,
+    wanted: Search = Search(width=6),  # noqa: B008  (it never changes)
+) -> RankedItems:
     trie = Trie.from_codes(CODES)
     limits = EngineLimits(n_items=trie.n_items, vocabulary_size=10)
-    request = check_request(limits, [[1]], 4, Search(width=6), filters)
+    request = check_request(limits, [[1]], 4, wanted, filters)
     dialogue = search_items(trie, request)
     if trace is not None:
-        dialogue = trace.watch(dialogue)
+        dialogue = trace.watch(dialogue, trie)
     prefixes: list[tuple[int, ...]] = []
     question = next(dialogue)
     while True:
@@ -79,3 +83,10 @@ def test_prefixes_that_a_filter_rules_out_are_not_shown() -> None:
     banned = np.flatnonzero(CODES[:, 0] == 2)
     search(trace, [ItemFilter(banned)])
     assert 2 not in {prefix.codes[0] for level in trace.levels for prefix in level}
+
+
+def test_answers_of_diverse_groups_are_shown_as_answers() -> None:
+    trace = SearchTrace()
+    ranked = search(trace, wanted=Search(width=6, groups=3, diversity=50.0))
+    leaves = [prefix.codes for prefix in trace.levels[-1] if prefix.kept]
+    assert leaves == [tuple(CODES[item]) for item in ranked.item_index[0]]
