@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
 from genrec.decode.request import Request, check_request
-from genrec.decode.search import join_batches, search_items
+from genrec.decode.search import drive_search, join_batches, search_items
 from genrec.decode.trie import Trie
 from genrec.decode.vllm_items import VllmItems
 from genrec.decode.vllm_probe import write_probe
@@ -212,14 +212,9 @@ class RemoteEngine:
         normalize = request.search.normalize
         writer = StepWriter(request.prompts, self._items.token_ids, normalize, names)
         dialogue = search_items(self._items.trie, request)
-        question = next(dialogue)
-        while True:
-            scores = self._score(writer.write_requests(question))
-            try:
-                question = dialogue.send(writer.read_gains(question, scores))
-            except StopIteration as end:
-                ranked: RankedItems = end.value
-                return ranked
+        return drive_search(
+            dialogue, lambda q: writer.read_gains(q, self._score(writer.write_requests(q)))
+        )
 
     def _score(self, requests: Sequence[StepRequest]) -> list[NDArray[np.float64]]:
         """For each request the log-probabilities of its wanted tokens."""

@@ -8,7 +8,7 @@ no model and no prompt.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,6 +52,18 @@ class Question:
     column: IndexArray
     node: IndexArray
     code: IndexArray
+
+    def list_prefixes(self) -> tuple[IndexArray, IndexArray, IndexArray]:
+        """The prefixes that are not absent, row by row, and which of them each child extends.
+
+        Shapes:
+            (P,) user and (P,) column of each prefix; (C,) its place in those for each child.
+        """
+        users, columns = np.nonzero(self.nodes >= 0)
+        n_columns = self.nodes.shape[1]
+        places = np.zeros(self.nodes.size, dtype=np.int64)
+        places[users * n_columns + columns] = np.arange(len(users))
+        return users, columns, places[self.user_row * n_columns + self.column]
 
 
 Dialogue = Generator[Question, Tensor, RankedItems]
@@ -282,6 +294,17 @@ def _are_held(best: BestItems, user: IndexArray, item: IndexArray) -> NDArray[np
     """Which items are among a user's best already."""
     held: NDArray[np.bool_] = (best.item_index[user] == item[:, None]).any(axis=1)
     return held
+
+
+def drive_search(dialogue: Dialogue, answer: Callable[[Question], Tensor]) -> RankedItems:
+    """What a search answers when its questions are answered in this way, one after the other."""
+    question = next(dialogue)
+    while True:
+        try:
+            question = dialogue.send(answer(question))
+        except StopIteration as end:
+            ranked: RankedItems = end.value
+            return ranked
 
 
 def join_batches(

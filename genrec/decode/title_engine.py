@@ -20,7 +20,7 @@ from genrec.decode.head import LanguageHead
 from genrec.decode.probe import choose_cache, max_positions
 from genrec.decode.prompt_cache import CopiedPromptCache, PromptCache
 from genrec.decode.request import EngineLimits, Request, check_request, narrow_filters
-from genrec.decode.search import Question, join_batches
+from genrec.decode.search import Question, drive_search, join_batches
 from genrec.decode.title_search import search_titles
 from genrec.decode.title_trie import TitleTrie
 from genrec.errors import DecodeError, ModelError
@@ -186,16 +186,19 @@ class TitleEngine:
     def _rank_batch(self, request: Request) -> RankedItems:
         """The answers to a batch's prompts."""
         cache = self._cache(self._model, request.prompts)
-        dialogue = search_titles(self.trie, request)
-        question = next(dialogue)
-        hidden = cache.last_hidden[:, None]
-        while True:
-            try:
-                question = dialogue.send(self._score(question, hidden, request.search.normalize))
-            except StopIteration as end:
-                ranked: RankedItems = end.value
-                return ranked
-            hidden = cache.feed(self._on_device(question.codes), self._on_device(question.parents))
+        is_first = True
+
+        def answer(question: Question) -> Tensor:
+            nonlocal is_first
+            hidden = (
+                cache.last_hidden[:, None]
+                if is_first
+                else cache.feed(self._on_device(question.codes), self._on_device(question.parents))
+            )
+            is_first = False
+            return self._score(question, hidden, request.search.normalize)
+
+        return drive_search(search_titles(self.trie, request), answer)
 
     def _score(self, question: Question, hidden: Tensor, normalize: Normalize) -> Tensor:
         """The (C,) log-probability of each child after its prefix, at most 0.
@@ -203,12 +206,9 @@ class TitleEngine:
         Shapes:
             hidden: (U, W, D), the state after each prefix.
         """
-        users, columns = np.nonzero(question.nodes >= 0)
+        users, columns, places = question.list_prefixes()
         flat = hidden[self._on_device(users), self._on_device(columns)].to(self._head.device)
-        n_columns = question.nodes.shape[1]
-        places = np.zeros(question.nodes.size, dtype=np.int64)
-        places[users * n_columns + columns] = np.arange(len(users))
-        row = self._on_device(places[question.user_row * n_columns + question.column])
+        row = self._on_device(places)
         gains = self._head.pair_logits(flat, row, self._on_device(question.code))
         if normalize == "vocab":
             total = self._head.log_sum_exp(flat)

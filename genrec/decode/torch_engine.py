@@ -23,7 +23,7 @@ from genrec.decode.prefix_cache import PrefixCache, PrefixStats
 from genrec.decode.probe import choose_cache, max_positions
 from genrec.decode.prompt_cache import PromptCache
 from genrec.decode.request import EngineLimits, Request, check_request
-from genrec.decode.search import Question, join_batches, search_items
+from genrec.decode.search import Question, drive_search, join_batches, search_items
 from genrec.decode.soft_users import check_vectors, find_users
 from genrec.decode.trace import SearchTrace
 from genrec.decode.trie import Trie
@@ -227,18 +227,16 @@ class TorchEngine:
         dialogue = search_items(self.trie, part)
         if trace is not None:
             dialogue = trace.watch(dialogue, self.trie)
-        question = next(dialogue)
-        while True:
+
+        def answer(question: Question) -> Tensor:
             if question.level == 0:
                 hidden = cache.last_hidden[:, None]
             else:
                 tokens = self._head.token_ids[question.level - 1][question.codes]
                 hidden = cache.feed(self._on_device(tokens), self._on_device(question.parents))
-            try:
-                question = dialogue.send(self._score(question, hidden, request.search.normalize))
-            except StopIteration as end:
-                ranked: RankedItems = end.value
-                return ranked
+            return self._score(question, hidden, request.search.normalize)
+
+        return drive_search(dialogue, answer)
 
     def _score(self, question: Question, hidden: Tensor, normalize: Normalize) -> Tensor:
         """The (C,) log-probability of each child after its prefix, at most 0.
@@ -246,12 +244,9 @@ class TorchEngine:
         Shapes:
             hidden: (U, W, D), the state after each prefix.
         """
-        users, columns = np.nonzero(question.nodes >= 0)
+        users, columns, places = question.list_prefixes()
         flat = hidden[self._on_device(users), self._on_device(columns)].to(self._head.device)
-        n_columns = question.nodes.shape[1]
-        places = np.zeros(question.nodes.size, dtype=np.int64)
-        places[users * n_columns + columns] = np.arange(len(users))
-        row = self._on_device(places[question.user_row * n_columns + question.column])
+        row = self._on_device(places)
         code = self._on_device(question.code)
         logits = self._head.level_logits(question.level, flat)
         gains = logits[code, row]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from genrec.decode.engine import PLAIN, ItemFilter, Search
 from genrec.decode.head import check_token_ids
 from genrec.decode.request import EngineLimits, Request, check_request
-from genrec.decode.search import join_batches, search_items
+from genrec.decode.search import drive_search, join_batches, search_items
 from genrec.decode.torch_engine import check_levels
 from genrec.decode.trie import Trie
 from genrec.decode.vllm_probe import check_probe, write_probe
@@ -191,14 +191,9 @@ class VllmEngine:
             request.prompts, self.level_token_ids, request.search.normalize, adapters
         )
         dialogue = search_items(self.trie, request)
-        question = next(dialogue)
-        while True:
-            answers = self._score(writer.write_requests(question))
-            try:
-                question = dialogue.send(writer.read_gains(question, answers))
-            except StopIteration as end:
-                ranked: RankedItems = end.value
-                return ranked
+        return drive_search(
+            dialogue, lambda q: writer.read_gains(q, self._score(writer.write_requests(q)))
+        )
 
     def _score(self, requests: Sequence[StepRequest]) -> list[NDArray[np.float64]]:
         """For each request the log-probabilities of its wanted tokens."""
