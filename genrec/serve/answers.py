@@ -72,6 +72,7 @@ async def answer_request(
     """
     deadline = deadline or service.find_deadline(request.timeout_seconds)
     clock = StageClock(service)
+    service.backend.check_room(deadline)
     job, encoded = await prepare_job(service, request, deadline)
     edition, wanted, adapter = job.edition, job.filter, job.adapter
     clock.mark("encode")

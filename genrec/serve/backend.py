@@ -142,6 +142,18 @@ class Backend(Protocol):
         """Take no more jobs, finish those that are taken for at most so long, and end."""
         ...
 
+    def check_room(self, deadline: float) -> None:
+        """Refuse what `rank` would refuse now, so that no work is put into a job in vain.
+
+        Args:
+            deadline: the job's.
+
+        Raises:
+            QueueFullError: no place to wait.
+            BackendDownError: no engine runs.
+        """
+        ...
+
     async def rank(self, job: RankJob) -> RankedItems:
         """The (1, k) answers to one job; a cancelled call gives its place up.
 

@@ -74,23 +74,34 @@ class JobQueue(Generic[J]):
         Raises:
             QueueFullError: there is no place, or it would wait too long.
         """
+        self.check_room(ticket.deadline)
+        number = self._number
+        self._number += 1
+        self._waiting[number] = ticket
+        ticket.result.add_done_callback(lambda _: self._waiting.pop(number, None))
+
+    def check_room(self, deadline: float) -> None:
+        """Refuse a job that `put` would refuse, before it is made.
+
+        Args:
+            deadline: the job's.
+
+        Raises:
+            QueueFullError: as for `put`.
+        """
         n_waiting, wait = len(self._waiting), self.estimate_wait()
         if n_waiting >= self._limits.max_jobs:
             raise QueueFullError(
                 f"{n_waiting} requests wait, which is all that the queue holds; try again later",
                 wait,
             )
-        longest = min(self._limits.max_wait_seconds, ticket.deadline - time.monotonic())
+        longest = min(self._limits.max_wait_seconds, deadline - time.monotonic())
         if n_waiting and wait > longest:
             raise QueueFullError(
                 f"{n_waiting} requests wait, some {wait:.1f} s of work, which is longer than this "
                 f"one can; try again later",
                 wait,
             )
-        number = self._number
-        self._number += 1
-        self._waiting[number] = ticket
-        ticket.result.add_done_callback(lambda _: self._waiting.pop(number, None))
 
     def take_batch(self) -> list[Ticket[J]]:
         """The job that has waited longest and those that may run with it; none if none wait.

@@ -116,6 +116,15 @@ class TorchBackend:
             self._texts.fail_all(stopped)
         self._engine_thread.shutdown(wait=False, cancel_futures=True)
 
+    def check_room(self, deadline: float) -> None:
+        """Refuse what `rank` would refuse now; see `Backend.check_room`."""
+        self._check_ready()
+        try:
+            self._ranks.check_room(deadline)
+        except QueueFullError:
+            self._metrics.refused.labels("queue").inc()
+            raise
+
     async def rank(self, job: RankJob) -> RankedItems:
         """The (1, k) answers to one job; see `Backend.rank`."""
         self._check_ready()

@@ -137,11 +137,11 @@ class VllmBackend:
         if engine is not None:
             await engine.close()
 
-    async def rank(self, job: RankJob) -> RankedItems:
-        """The (1, k) answers to one job; see `Backend.rank`."""
+    def check_room(self, deadline: float) -> None:
+        """Refuse what `rank` would refuse now; see `Backend.check_room`."""
         self._check_ready()
         wait = self._estimate_wait()
-        longest = min(self._settings.max_wait_seconds, job.deadline - time.monotonic())
+        longest = min(self._settings.max_wait_seconds, deadline - time.monotonic())
         if self._n_waiting >= self._settings.max_queue or (self._n_waiting and wait > longest):
             self._metrics.refused.labels("queue").inc()
             raise QueueFullError(
@@ -149,6 +149,10 @@ class VllmBackend:
                 f"the queue holds; try again later",
                 max(wait, 1.0),
             )
+
+    async def rank(self, job: RankJob) -> RankedItems:
+        """The (1, k) answers to one job; see `Backend.rank`."""
+        self.check_room(job.deadline)
         return await self._guard(self._run_job(job), job.deadline)
 
     async def write(self, job: TextJob) -> AsyncGenerator[TextPart]:
