@@ -73,6 +73,12 @@ NormalizeBy = Annotated[
     Literal["vocab", "level", "child"],
     typer.Option(help="What a code's probability is relative to.", rich_help_panel=SEARCH),
 ]
+LengthPenalty = Annotated[
+    float,
+    typer.Option(
+        min=0.0, help="Of titles: 0 ranks by sums, 1 by means a token.", rich_help_panel=SEARCH
+    ),
+]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Go on until the list is proven.", rich_help_panel=SEARCH)
 ]
@@ -122,6 +128,7 @@ def recommend(
     width: Width = None,
     normalize: NormalizeBy = "vocab",
     exact: Exact = False,
+    length_penalty: LengthPenalty = 0.0,
     engine: EngineChoice = "torch",
     device: Device = None,
     dtype: Dtype = None,
@@ -149,7 +156,7 @@ def recommend(
     form = form or _choose_form(output)
     _check_form(form, output)
     filters = Filters(allow, tuple(deny or ()), tuple(category or ()))
-    search = Search(width=width, normalize=normalize, exact=exact)
+    search = Search(width=width, normalize=normalize, exact=exact, length_penalty=length_penalty)
     request = Request(k, not seen, unknown, filters, search)
     engine_name: Literal["torch", "vllm"] = "vllm" if engine == "vllm" else "torch"
     choice = ModelChoice(model, engine_name, device, dtype, catalogue, adapter)

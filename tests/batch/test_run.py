@@ -72,7 +72,8 @@ def test_filters_and_search_reach_the_answers(
     users = write_users(tmp_path / "users.parquet", recommender.item_ids[20:], n_users=3)
     flags = [flag for item_id in allowed for flag in ("--allow", item_id)]
     call("-m", str(tiny_run / "model"), "-i", str(users), "-o", str(tmp_path / "out.parquet"),
-         *flags, "--deny", allowed[0], "--width", "20", "--normalize", "child")  # fmt: skip
+         *flags, "--deny", allowed[0], "--width", "20", "--normalize", "child",
+         "--length-penalty", "0.5")  # fmt: skip
     frame = pl.read_parquet(tmp_path / "out.parquet")
     assert set(frame["item_id"]) == set(allowed[1:])
     assert len(frame) == 9
