@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Response
@@ -50,6 +50,9 @@ _GUARDS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
+}
+_NO_PREFIX: dict[int | str, dict[str, Any]] = {
+    404: {**PROBLEMS[422], "description": "No item has this prefix, or nothing is below it."}
 }
 _MOST_ITEMS, _MOST_CATEGORIES, _MOST_BRANCHES = 100, 500, 2000
 
@@ -185,7 +188,7 @@ def _add_facts(v1: APIRouter, service: Service) -> None:
 
 
 def _add_trees(v1: APIRouter, service: Service) -> None:
-    @v1.get("/codes", summary="Walk the tree of codes")
+    @v1.get("/codes", summary="Walk the tree of codes", responses=_NO_PREFIX)
     async def list_codes(
         prefix: Annotated[
             str,
