@@ -7,6 +7,7 @@ do; vLLM 0.32 does. The search itself is the one that every engine drives.
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import time
@@ -22,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
-from genrec.decode.request import Request, check_request
-from genrec.decode.search import drive_search, join_batches, search_items
+from genrec.decode.request import check_request
+from genrec.decode.search import join_batches
 from genrec.decode.trie import Trie
 from genrec.decode.vllm_items import VllmItems
 from genrec.decode.vllm_probe import write_probe
@@ -31,7 +32,6 @@ from genrec.decode.vllm_steps import (
     MAX_LISTED_TOKENS,
     Answer,
     StepRequest,
-    StepWriter,
     find_answers,
     join_answers,
 )
@@ -169,8 +169,7 @@ class RemoteEngine:
         Raises:
             ModelError: codes that there is no token for.
         """
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
+        other = copy.copy(self)
         other._items = self._items.replace_trie(trie)
         other._limits = other._items.limit(self._max_tokens)
         return other
@@ -204,31 +203,22 @@ class RemoteEngine:
             )
         rows = range(len(prompts))
         batches = [rows[at : at + _USERS_AT_ONCE] for at in rows[::_USERS_AT_ONCE]]
-        parts = [(list(b), self._rank_batch(request.select(b), adapter)) for b in batches]
+        parts = [
+            (list(b), self._items.search(request.select(b), [adapter] * len(b), self._score))
+            for b in batches
+        ]
         return join_batches(parts, len(prompts), k)
-
-    def _rank_batch(self, request: Request, adapter: str | None) -> RankedItems:
-        names = [adapter] * len(request.prompts)
-        normalize = request.search.normalize
-        writer = StepWriter(request.prompts, self._items.token_ids, normalize, names)
-        dialogue = search_items(self._items.trie, request)
-        return drive_search(
-            dialogue, lambda q: writer.read_gains(q, self._score(writer.write_requests(q)))
-        )
 
     def _score(self, requests: Sequence[StepRequest]) -> list[NDArray[np.float64]]:
         """For each request the log-probabilities of its wanted tokens."""
-        answers: dict[tuple[int, int], Answer] = {}
+        answers: list[list[Answer]] = [[] for _ in requests]
         posts = pack_posts(requests)
         for post, said in zip(posts, self._pool.map(self._send, posts), strict=True):
-            for (row, part), answer in zip(post.places, said, strict=True):
-                wanted = requests[row].list_parts()[part]
-                answers[row, part] = Answer(wanted, find_answers(wanted, answer).tolist())
+            for (row, _), answer in zip(post.places, said, strict=True):
+                answers[row].append(answer)  # a request's parts come in their order
         return [
-            join_answers(
-                request, [answers[row, part] for part in range(len(request.list_parts()))], False
-            )
-            for row, request in enumerate(requests)
+            join_answers(request, own, False)
+            for request, own in zip(requests, answers, strict=True)
         ]
 
     def _send(self, post: _Post) -> list[Answer]:

@@ -11,11 +11,11 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from genrec.decode.engine import PLAIN, ItemFilter, Search
 from genrec.decode.kind_gate import KindGate
 from genrec.decode.request import check_request
 from genrec.decode.search import search_items
+from genrec.decode.tasks import run_all
 from genrec.decode.vllm_items import VllmItems
 from genrec.decode.vllm_open import bind_threads, list_engine_args, runs_on_cpu
 from genrec.decode.vllm_probe import check_probe, write_probe
@@ -33,7 +34,7 @@ from genrec.decode.vllm_steps import (
     StepWriter,
     join_answers,
     list_params,
-    list_plugin_params,
+    list_probe_params,
     list_whole_params,
 )
 from genrec.decode.writer import TextPart, TextRequest
@@ -48,7 +49,6 @@ from genrec.errors import (
 from genrec.recipe import suggest_name
 from genrec.types import RankedItems
 
-_T = TypeVar("_T")
 _EVERYTHING = ItemFilter()
 _FINISHED: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
 _log = logging.getLogger(__name__)
@@ -225,13 +225,9 @@ class AsyncVllmEngine:
             raise ModelError(join_problems("adapters that vLLM refuses", problems))
         requests = write_probe(self.items.trie, self.items.token_ids)
         async with self._enter(None):
-            whole = await _run_all([self._ask(r, list_whole_params()) for r in requests])
+            whole = await run_all([self._ask(r, list_whole_params()) for r in requests])
             if self._has_plugin:
-                # One more than is legal: were anything else possible, it would come back.
-                asked = [list_plugin_params(r) | {"logprobs": len(r.wanted) + 1} for r in requests]
-                found = await _run_all(
-                    [self._ask(r, one) for r, one in zip(requests, asked, strict=True)]
-                )
+                found = await run_all([self._ask(r, list_probe_params(r)) for r in requests])
             else:
                 scores = await self._score(requests)
                 found = [
@@ -252,7 +248,7 @@ class AsyncVllmEngine:
         """For each request the log-probabilities of its wanted tokens."""
         asked = [list_params(request, self._has_plugin) for request in requests]
         answers = iter(
-            await _run_all(
+            await run_all(
                 [
                     self._ask(request, params)
                     for request, own in zip(requests, asked, strict=True)
@@ -373,13 +369,3 @@ def _start(args: Mapping[str, Any]) -> Any:
             f"vLLM does not start ({type(error).__name__}: {error}); its own log, on standard "
             f"error, says more: set VLLM_LOGGING_LEVEL=INFO"
         ) from error
-
-
-async def _run_all(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """All results; where one fails, the others are given up and its error is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in asked]
-    except ExceptionGroup as faults:
-        raise faults.exceptions[0] from None
-    return [task.result() for task in tasks]

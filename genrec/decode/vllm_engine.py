@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
-from genrec.decode.head import check_token_ids
-from genrec.decode.request import EngineLimits, Request, check_request
-from genrec.decode.search import drive_search, join_batches, search_items
-from genrec.decode.torch_engine import check_levels
+from genrec.decode.request import Request, check_request
+from genrec.decode.search import join_batches
 from genrec.decode.trie import Trie
+from genrec.decode.vllm_items import VllmItems
 from genrec.decode.vllm_probe import check_probe, write_probe
 from genrec.decode.vllm_steps import (
     Answer,
     StepRequest,
-    StepWriter,
     join_answers,
     list_params,
-    list_plugin_params,
+    list_probe_params,
     list_whole_params,
 )
 from genrec.errors import DataError, ModelError, join_problems
@@ -44,9 +41,7 @@ class VllmEngine:
     On the same weights in float32 it gives the items and the order of `TorchEngine`.
 
     Attributes:
-        trie: the legal code sequences.
         llm: the vLLM.
-        level_token_ids: for each level the token id of code 0, 1, 2 and so on.
     """
 
     def __init__(
@@ -69,17 +64,9 @@ class VllmEngine:
         Raises:
             ModelError: tokens that do not fit, or an engine that gives what the trie forbids.
         """
-        check_levels(trie, level_token_ids)
-        self.trie = trie
         self.llm = llm
         config = llm.model_config
-        self._limits = EngineLimits(
-            n_items=trie.n_items,
-            vocabulary_size=config.get_vocab_size(),
-            # The longest request is the prompt, all codes but the last, and the one token asked.
-            max_prompt_tokens=config.max_model_len - trie.n_levels,
-        )
-        self.level_token_ids = check_token_ids(level_token_ids, self._limits.vocabulary_size)
+        self._items = VllmItems(trie, level_token_ids, config.get_vocab_size())
         self._adapters = {name: Path(path) for name, path in (adapters or {}).items()}
         self._has_plugin = config.logprobs_mode == "processed_logits"
         self._check_settings()
@@ -88,7 +75,12 @@ class VllmEngine:
     @property
     def n_items(self) -> int:
         """How many items the catalogue holds."""
-        return self.trie.n_items
+        return self._items.n_items
+
+    @property
+    def trie(self) -> Trie:
+        """The legal code sequences."""
+        return self._items.trie
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -98,7 +90,7 @@ class VllmEngine:
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """How many codes each level has a token for."""
-        return tuple(len(ids) for ids in self.level_token_ids)
+        return self._items.codebook_sizes
 
     @property
     def block_tokens(self) -> int:
@@ -119,10 +111,8 @@ class VllmEngine:
         Raises:
             ModelError: codes that there is no token for.
         """
-        check_levels(trie, self.level_token_ids)
         other = copy.copy(self)
-        other.trie = trie
-        other._limits = replace(self._limits, n_items=trie.n_items)
+        other._items = self._items.replace_trie(trie)
         return other
 
     def rank_prompts(
@@ -144,10 +134,14 @@ class VllmEngine:
             adapters: for each prompt the adapter it is answered with, or None for the model as it
                 was loaded; without the list none is used.
         """
-        request = check_request(self._limits, prompts, k, search, filters)
+        limits = self._items.limit(self.llm.model_config.max_model_len)
+        request = check_request(limits, prompts, k, search, filters)
         named = self._check_adapters(adapters, len(prompts))
         parts = [
-            (users, self._rank_batch(request.select(users), [named[user] for user in users]))
+            (
+                users,
+                self._items.search(request.select(users), [named[u] for u in users], self._score),
+            )
             for users in self._split_batches(request)
         ]
         return join_batches(parts, len(prompts), k)
@@ -184,16 +178,6 @@ class VllmEngine:
             taken += n_tokens
         if batch:
             yield batch
-
-    def _rank_batch(self, request: Request, adapters: Sequence[str | None]) -> RankedItems:
-        """The answers to some of the prompts, with an adapter for each."""
-        writer = StepWriter(
-            request.prompts, self.level_token_ids, request.search.normalize, adapters
-        )
-        dialogue = search_items(self.trie, request)
-        return drive_search(
-            dialogue, lambda q: writer.read_gains(q, self._score(writer.write_requests(q)))
-        )
 
     def _score(self, requests: Sequence[StepRequest]) -> list[NDArray[np.float64]]:
         """For each request the log-probabilities of its wanted tokens."""
@@ -251,15 +235,11 @@ class VllmEngine:
         Raises:
             ModelError: an illegal token, or scores that are not the model's own.
         """
-        requests = write_probe(self.trie, self.level_token_ids)
+        requests = write_probe(self._items.trie, self._items.token_ids)
         whole = self._generate(requests, [list_whole_params() for _ in requests])
         found: list[Answer] = []
         if self._has_plugin:
-            # One more than is legal: were anything else possible, it would come back.
-            found = self._generate(
-                requests,
-                [list_plugin_params(r) | {"logprobs": len(r.wanted) + 1} for r in requests],
-            )
+            found = self._generate(requests, [list_probe_params(r) for r in requests])
         else:
             scores = self._score(requests)
             found = [
@@ -270,7 +250,7 @@ class VllmEngine:
 
     def _check_settings(self) -> None:
         most = self.llm.model_config.max_logprobs
-        if most != -1 and most < self._limits.vocabulary_size:
+        if most != -1 and most < self._items.vocabulary_size:
             raise ModelError(
                 f"the vLLM engine gives at most max_logprobs={most} values a request; genrec needs "
                 f"as many as there are children: open it with max_logprobs=-1, or with open_vllm()"

@@ -1,19 +1,24 @@
 """The items of a model that runs elsewhere: what its search needs, without its weights.
 
-Owns the trie and the tokens of its codes, for engines that are asked over a wire or a loop. Knows
-no engine.
+Owns the trie and the tokens of its codes, and the search over them, for engines that are asked in
+requests. Knows no engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
+
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from genrec.decode.engine import PLAIN, ItemFilter, Search
 from genrec.decode.head import check_token_ids
-from genrec.decode.request import EngineLimits
+from genrec.decode.request import EngineLimits, Request
+from genrec.decode.search import Question, drive_search, search_items
 from genrec.decode.torch_engine import check_levels
 from genrec.decode.trie import Trie
+from genrec.decode.vllm_steps import StepRequest, StepWriter
 from genrec.errors import ModelError
 from genrec.types import IndexArray, RankedItems
 
@@ -69,6 +74,26 @@ class VllmItems:
             ModelError: codes that there is no token for.
         """
         return type(self)(trie, self.token_ids, self.vocabulary_size, self.block_tokens)
+
+    def search(
+        self,
+        request: Request,
+        adapters: Sequence[str | None],
+        score: Callable[[list[StepRequest]], Sequence[ArrayLike]],
+    ) -> RankedItems:
+        """What a request is answered with by an engine that is asked one level after another.
+
+        Args:
+            request: checked.
+            adapters: for each prompt the adapter it is answered with; None is the model itself.
+            score: gives for each of some prefixes the log-probabilities of its wanted tokens.
+        """
+        writer = StepWriter(request.prompts, self.token_ids, request.search.normalize, adapters)
+
+        def answer(question: Question) -> Tensor:
+            return writer.read_gains(question, score(writer.write_requests(question)))
+
+        return drive_search(search_items(self.trie, request), answer)
 
     def rank_prompts(
         self,

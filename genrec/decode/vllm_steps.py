@@ -219,6 +219,14 @@ def list_plugin_params(request: StepRequest) -> dict[str, Any]:
     return _ONE_TOKEN | {"logprobs": len(request.wanted), "extra_args": request.extra_args}
 
 
+def list_probe_params(request: StepRequest) -> dict[str, Any]:
+    """As `list_plugin_params`, for one token more than is legal.
+
+    Were anything else possible, it would come back.
+    """
+    return list_plugin_params(request) | {"logprobs": len(request.wanted) + 1}
+
+
 def list_whole_params() -> dict[str, Any]:
     """The sampling parameters that ask for the value of every token, unconstrained."""
     return _ONE_TOKEN | {"logprobs": -1}

@@ -66,7 +66,8 @@ RECOMMEND_SCHEMA = 2
 """Schema 1 is the same without a limit in tokens, and is still read."""
 UNTITLED = "untitled"
 
-_SID = re.compile(r"(?:<[a-z]_\d+>)+")
+SID = re.compile(r"(?:<[a-z]_\d+>)+")
+"""What reads as an item's semantic ID in a text."""
 _USER_SID = re.compile(r"(?:<u[a-z]_\d+>)+")
 # Control characters that are not white space, lone surrogates, byte-order marks, characters that
 # reverse or hide text (bidirectional controls, zero-width marks, tags), and our own marks. The
@@ -176,7 +177,7 @@ def check_sid(text: str) -> SidText:
     Raises:
         DataError: it is anything but semantic ids.
     """
-    if _SID.fullmatch(text) is None:
+    if SID.fullmatch(text) is None:
         raise DataError(
             f"{text!r} is not a semantic id such as '<a_12><b_7>'; pass what the semantic-id "
             f"tokenizer's encode returns"

@@ -6,6 +6,8 @@ HTTP.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -110,6 +112,23 @@ class TextJob:
     stop: tuple[str, ...] = ()
     adapter: str | None = None
     deadline: float = float("inf")
+
+
+async def wait_for_room(full: QueueFullError, deadline: float, longest_seconds: float) -> None:
+    """Wait until a full queue should have room, for a caller that can be held back.
+
+    Args:
+        full: what the queue said.
+        deadline: `time.monotonic()` by which the answer is wanted.
+        longest_seconds: to wait at most, whatever the queue says.
+
+    Raises:
+        QueueFullError: `full`, where the deadline comes before.
+    """
+    pause = min(full.retry_seconds, longest_seconds)
+    if time.monotonic() + pause > deadline:
+        raise full
+    await asyncio.sleep(pause)
 
 
 class Backend(Protocol):

@@ -7,16 +7,16 @@ Knows neither engine nor HTTP.
 from __future__ import annotations
 
 import asyncio
-import re
-import time
 from collections.abc import Sequence
 from contextlib import aclosing
 
 from genrec.catalogue import Catalogue
+from genrec.decode.tasks import run_all
 from genrec.errors import DataError
 from genrec.prompts.encode import encode_prompt
 from genrec.prompts.explain import ExplainPrompt
-from genrec.serve.backend import Edition, QueueFullError, TextJob
+from genrec.prompts.render import SID
+from genrec.serve.backend import Edition, QueueFullError, TextJob, wait_for_room
 from genrec.serve.service import Encoded, Service
 
 MAX_REASON_TOKENS = 64
@@ -24,7 +24,6 @@ MAX_REASON_TOKENS = 64
 
 _AT_ONCE = 8
 _LONGEST_PAUSE_SECONDS = 0.5
-_SID = re.compile(r"(?:<[a-z]_\d+>)+")
 
 
 def find_prompt(edition: Edition) -> ExplainPrompt:
@@ -74,13 +73,9 @@ async def explain(
         TextJob(tuple(one), most, stop=("\n",), adapter=adapter, deadline=deadline) for one in ids
     ]
     places = asyncio.Semaphore(_AT_ONCE)
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_write_reason(service, job, places)) for job in jobs]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    reasons = await run_all([_write_reason(service, job, places) for job in jobs])
     title_of = _name_items(edition.recommender.catalogue, history, items)
-    return [_show_titles(task.result(), title_of) for task in tasks]
+    return [_show_titles(reason, title_of) for reason in reasons]
 
 
 def _encode_all(
@@ -106,10 +101,7 @@ async def _write_reason(service: Service, job: TextJob, places: asyncio.Semaphor
                 async with aclosing(service.backend.write(job)) as parts:
                     return "".join([part.text async for part in parts])
             except QueueFullError as error:
-                pause = min(error.retry_seconds, _LONGEST_PAUSE_SECONDS)
-                if time.monotonic() + pause > job.deadline:
-                    raise
-                await asyncio.sleep(pause)
+                await wait_for_room(error, job.deadline, _LONGEST_PAUSE_SECONDS)
 
 
 def _name_items(catalogue: Catalogue, history: Encoded, items: Sequence[int]) -> dict[str, str]:
@@ -120,5 +112,5 @@ def _name_items(catalogue: Catalogue, history: Encoded, items: Sequence[int]) ->
 
 def _show_titles(reason: str, title_of: dict[str, str]) -> str:
     """The reason in one line, with titles for semantic ids; unknown ids are left out."""
-    named = _SID.sub(lambda found: title_of.get(found.group(), ""), reason)
+    named = SID.sub(lambda found: title_of.get(found.group(), ""), reason)
     return " ".join(named.split())

@@ -7,7 +7,6 @@ HTTP nor engine.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from genrec.errors import GenrecError
 from genrec.serve.answers import answer_request
-from genrec.serve.backend import QueueFullError
+from genrec.serve.backend import QueueFullError, wait_for_room
 from genrec.serve.problems import describe_error
 from genrec.serve.schemas import BatchEntry, RecommendAnswer, RecommendRequest
 from genrec.serve.service import Service
@@ -72,7 +71,4 @@ async def _answer_patiently(service: Service, request: RecommendRequest) -> Reco
         try:
             return await answer_request(service, request, deadline)
         except QueueFullError as error:
-            pause = min(error.retry_seconds, _LONGEST_PAUSE_SECONDS)
-            if time.monotonic() + pause > deadline:
-                raise
-            await asyncio.sleep(pause)
+            await wait_for_room(error, deadline, _LONGEST_PAUSE_SECONDS)

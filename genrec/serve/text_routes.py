@@ -7,7 +7,6 @@ data: it becomes neither a special token nor a role. Knows no engine.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from genrec.decode.writer import TextPart
 from genrec.errors import CapacityError, DataError, GenrecError
 from genrec.prompts.chat import Message, frame_messages
 from genrec.prompts.encode import encode_prompt, encode_rendered
+from genrec.prompts.render import SID
 from genrec.prompts.sandbox import Rendered
 from genrec.recipe import suggest_name
 from genrec.recommender import Recommender
@@ -47,7 +47,6 @@ from genrec.serve.text_schemas import (
 _DEFAULT_TOKENS = 16
 """What a completion writes that does not say; OpenAI's own."""
 
-_SID = re.compile(r"(?:<[a-z]_\d+>)+")
 _EVENTS = "text/event-stream"
 _TYPES: dict[int, str] = {
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
@@ -186,7 +185,7 @@ def mark_data(text: str, *, semantic_ids: bool) -> tuple[tuple[int, int], ...]:
     """
     if not semantic_ids:
         return ((0, len(text)),)
-    ends = [0, *(place for found in _SID.finditer(text) for place in found.span()), len(text)]
+    ends = [0, *(place for found in SID.finditer(text) for place in found.span()), len(text)]
     pairs = zip(ends[::2], ends[1::2], strict=True)
     return tuple((start, end) for start, end in pairs if start < end)
 

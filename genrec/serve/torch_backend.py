@@ -127,7 +127,7 @@ class TorchBackend:
 
     async def rank(self, job: RankJob) -> RankedItems:
         """The (1, k) answers to one job; see `Backend.rank`."""
-        self._check_ready()
+        self.check_room(job.deadline)
         alone = None if job.trace is None else id(job.trace)
         key = (id(job.edition), job.adapter, job.k, job.search, job.user_vector is None, alone)
         ticket = Ticket(job, key, len(job.prompt), job.deadline)
@@ -137,9 +137,6 @@ class TorchBackend:
             async with asyncio.timeout(max(job.deadline - time.monotonic(), 0)):
                 ranked: RankedItems = await ticket.result
                 return ranked
-        except QueueFullError:
-            self._metrics.refused.labels("queue").inc()
-            raise
         except (TimeoutError, DeadlineError):
             self._metrics.refused.labels("deadline").inc()
             raise DeadlineError(
