@@ -16,6 +16,16 @@ from torch import Tensor
 from genrec.types import FloatArray, IndexArray
 
 
+def count_within(user_row: IndexArray) -> IndexArray:
+    """How many rows of the same user come before each row.
+
+    Args:
+        user_row: (C,) the user of each row; never falls.
+    """
+    place: IndexArray = np.arange(len(user_row)) - np.searchsorted(user_row, user_row)
+    return place
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """The best candidates of each user, best first.
@@ -51,8 +61,7 @@ def keep_best(
     top = torch.topk(table, min(width + 1, n_columns), dim=1).values
     rows, flat, values = _find_at_least(table, top[:, width - 1 : width], counts, starts)
     order = np.lexsort((tie_key[flat], -values, rows))
-    n_found = np.bincount(rows, minlength=n_users)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(n_found) - n_found, n_found)
+    place = count_within(rows)
     order, place, rows = order[place < width], place[place < width], rows[place < width]
     index = np.full((n_users, width), -1, dtype=np.int64)
     kept_scores = np.full((n_users, width), -np.inf, dtype=np.float32)
@@ -126,7 +135,7 @@ class BestItems:
         scores = np.append(self.scores.ravel()[held], score[reaches])
         order = np.lexsort((items, -scores, users))
         users = users[order]
-        place = np.arange(len(users)) - np.searchsorted(users, users)
+        place = count_within(users)
         order, users, place = order[place < k], users[place < k], place[place < k]
         self.item_index[users, place] = items[order]
         self.scores[users, place] = scores[order]

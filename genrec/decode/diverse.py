@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from genrec.decode.beam import keep_best
+from genrec.decode.beam import count_within, keep_best
 from genrec.types import FloatArray, IndexArray
 
 Members = NDArray[np.bool_]
@@ -76,6 +76,5 @@ def choose_fill(
     """
     order = np.lexsort((tie_key, -scores, user_row))
     users = user_row[order]
-    place = np.arange(len(users)) - np.searchsorted(users, users)
-    filling: IndexArray = order[place < n_missing[users]]
+    filling: IndexArray = order[count_within(users) < n_missing[users]]
     return filling

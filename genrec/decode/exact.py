@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from genrec.decode.beam import count_within
 from genrec.types import FloatArray, IndexArray
 
 # Prefixes of one level that a user asks about at once. On 2 cores 16 tokens of a 0.6B model took
@@ -21,12 +22,11 @@ _AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Prefixes:
+class PrefixRows:
     """P prefixes with their scores, in flat arrays.
 
     Attributes:
         user: (P,) whose they are.
-        level: (P,) how many codes they have.
         node: (P,) in the trie.
         code: (P,) the last code.
         parent: (P,) the number of the prefix without it, as `search.Question` counts.
@@ -34,7 +34,6 @@ class Prefixes:
     """
 
     user: IndexArray
-    level: IndexArray
     node: IndexArray
     code: IndexArray
     parent: IndexArray
@@ -50,13 +49,20 @@ class Prefixes:
         return type(self)(*(np.append(getattr(self, name), getattr(other, name)) for name in names))
 
 
+@dataclass(frozen=True, slots=True)
+class Prefixes(PrefixRows):
+    """Prefixes of codes, with (P,) how many codes each has."""
+
+    level: IndexArray
+
+
 class OpenPrefixes:
     """The prefixes of U users that nobody has asked about yet."""
 
     def __init__(self, n_users: int) -> None:
         """None yet."""
         none = np.empty(0, dtype=np.int64)
-        self._open = Prefixes(none, none, none, none, none, none.astype(np.float32))
+        self._open = Prefixes(none, none, none, none, none.astype(np.float32), none)
         self._bound = np.full(n_users, -np.inf, dtype=np.float32)
 
     @property
@@ -106,7 +112,7 @@ class OpenPrefixes:
         order = np.lexsort((among.node, -among.level, -among.score, among.user))
         self._open = among.take(order)
         user = self._open.user
-        place: IndexArray = np.arange(len(user)) - np.searchsorted(user, user)
+        place = count_within(user)
         reachable = place < n_left[user]
         self._drop(~reachable)
         return place[reachable]

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genrec.decode.beam import BestItems, keep_best
+from genrec.decode.beam import BestItems, count_within, keep_best
 from genrec.decode.diverse import Members, choose_fill, choose_members, split_evenly
-from genrec.decode.exact import OpenPrefixes, Prefixes
+from genrec.decode.exact import OpenPrefixes, Prefixes, PrefixRows
 from genrec.decode.legal import LegalItems, PrefixTree
 from genrec.decode.request import Request
 from genrec.decode.trie import Trie
@@ -72,7 +72,7 @@ Dialogue = Generator[Question, Tensor, RankedItems]
 
 
 @dataclass(frozen=True, slots=True)
-class _Beams:
+class Beams:
     """The live prefixes of U users at one level; node is -1 where a user has fewer than W."""
 
     nodes: IndexArray
@@ -80,10 +80,10 @@ class _Beams:
     parents: IndexArray
     scores: FloatArray
 
-    def select(self, users: NDArray[np.bool_]) -> _Beams:
+    def select(self, users: NDArray[np.bool_]) -> Beams:
         """The same for some users, none for the others."""
         stays = users[:, None]
-        return _Beams(
+        return Beams(
             np.where(stays, self.nodes, -1),
             np.where(stays, self.codes, 0),
             np.where(stays, self.parents, 0),
@@ -104,11 +104,11 @@ class _Asked:
         question, user_row = self.question, self.question.user_row[rows]
         return Prefixes(
             user_row,
-            np.full(len(user_row), question.level + 1),
             question.node[rows],
             question.code[rows],
             self.parents[rows],
             self.scores.cpu().numpy()[rows],
+            np.full(len(user_row), question.level + 1),
         )
 
 
@@ -134,7 +134,7 @@ class _ItemSearch:
     def run(self) -> Dialogue:
         """Beams level by level, in groups if wanted; then what an exact answer needs."""
         root = np.zeros((self._n_users, 1), dtype=np.int64)
-        beams = _Beams(root, root, root, root.astype(np.float32))
+        beams = Beams(root, root, root, root.astype(np.float32))
         if self._request.search.groups > 1:
             best = yield from self._search_groups(beams)
         else:
@@ -150,7 +150,7 @@ class _ItemSearch:
             self._evaluations,
         )
 
-    def _search_beams(self, level: int, beams: _Beams) -> Generator[Question, Tensor, BestItems]:
+    def _search_beams(self, level: int, beams: Beams) -> Generator[Question, Tensor, BestItems]:
         """The best items that plain beams reach, which are at `level` now."""
         while level < self._trie.n_levels - 1:
             asked = yield from self._ask(level, beams)
@@ -163,7 +163,7 @@ class _ItemSearch:
         index = np.where(best.index < 0, -1, items[best.index])
         return BestItems(index, best.scores)
 
-    def _keep_beams(self, asked: _Asked) -> _Beams:
+    def _keep_beams(self, asked: _Asked) -> Beams:
         """The best `width` children of each user; the others may be asked about later."""
         question = asked.question
         kept = keep_best(
@@ -176,7 +176,7 @@ class _ItemSearch:
             others[kept.index[kept.index >= 0]] = False
             self._open.add(asked.list_children(others))
         absent = kept.index < 0
-        return _Beams(
+        return Beams(
             np.where(absent, -1, question.node[kept.index]),
             np.where(absent, 0, question.code[kept.index]),
             np.where(absent, 0, asked.parents[kept.index]),
@@ -190,7 +190,7 @@ class _ItemSearch:
         most = self._request.search.max_evaluations
         while (chosen := open_.choose(best.worst, most - self._evaluations)) is not None:
             level = int(chosen.level[0])
-            asked = yield from self._ask(level, _lay_out(chosen, self._n_users)[0])
+            asked = yield from self._ask(level, lay_out(chosen, self._n_users)[0])
             found = asked.list_children(np.ones(len(asked.parents), dtype=np.bool_))
             if level == self._trie.n_levels - 1:
                 best.add(found.user, self._trie.items(found.node), found.score)
@@ -198,12 +198,12 @@ class _ItemSearch:
                 open_.add(found)
         self._bound = open_.bound
 
-    def _search_groups(self, beams: _Beams) -> Generator[Question, Tensor, BestItems]:
+    def _search_groups(self, beams: Beams) -> Generator[Question, Tensor, BestItems]:
         """The best items that groups of beams reach, and plain beams where those reach too few."""
         search, width = self._request.search, self._request.width
         sizes = split_evenly(width, search.groups)
         holds = np.ones((self._n_users, 1, search.groups), dtype=np.bool_)
-        plain: _Beams | None = None
+        plain: Beams | None = None
         for level in range(self._trie.n_levels - 1):
             asked = yield from self._ask(level, beams)
             question = asked.question
@@ -219,7 +219,7 @@ class _ItemSearch:
                 plain = self._keep_beams(asked)
             is_kept = np.count_nonzero(members, axis=1) > 0
             self._raise_bound(asked.list_children(~is_kept))
-            beams, at = _lay_out(asked.list_children(is_kept), self._n_users)
+            beams, at = lay_out(asked.list_children(is_kept), self._n_users)
             holds = np.zeros((*beams.nodes.shape, search.groups), dtype=np.bool_)
             holds[at] = members[is_kept]
         asked = yield from self._ask(self._trie.n_levels - 1, beams)
@@ -260,7 +260,7 @@ class _ItemSearch:
     def _raise_bound(self, left_out: Prefixes) -> None:
         np.maximum.at(self._bound, left_out.user, left_out.score)
 
-    def _ask(self, level: int, beams: _Beams) -> Generator[Question, Tensor, _Asked]:
+    def _ask(self, level: int, beams: Beams) -> Generator[Question, Tensor, _Asked]:
         question = ask_children(
             self._trie, self._legal, level, beams.nodes, beams.codes, beams.parents
         )
@@ -270,10 +270,10 @@ class _ItemSearch:
         return _Asked(question, add_gains(beams.scores, question, (yield question)), parents)
 
 
-def _lay_out(prefixes: Prefixes, n_users: int) -> tuple[_Beams, tuple[IndexArray, IndexArray]]:
+def lay_out(prefixes: PrefixRows, n_users: int) -> tuple[Beams, tuple[IndexArray, IndexArray]]:
     """Prefixes as beams, users never falling, and the row and column of each."""
     user = prefixes.user
-    column = np.arange(len(user)) - np.searchsorted(user, user)
+    column = count_within(user)
     at = user, column
     shape = (n_users, int(column.max()) + 1)
     nodes = np.full(shape, -1, dtype=np.int64)
@@ -281,7 +281,7 @@ def _lay_out(prefixes: Prefixes, n_users: int) -> tuple[_Beams, tuple[IndexArray
     scores = np.full(shape, -np.inf, dtype=np.float32)
     nodes[at], codes[at] = prefixes.node, prefixes.code
     parents[at], scores[at] = prefixes.parent, prefixes.score
-    return _Beams(nodes, codes, parents, scores), at
+    return Beams(nodes, codes, parents, scores), at
 
 
 def _list_items(best: BestItems) -> tuple[IndexArray, IndexArray, FloatArray]:

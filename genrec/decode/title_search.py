@@ -11,52 +11,31 @@ continuations of its step; here each is collected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from genrec.decode.beam import BestItems, keep_best
+from genrec.decode.beam import BestItems, count_within, keep_best
+from genrec.decode.exact import PrefixRows
 from genrec.decode.legal import LegalItems
 from genrec.decode.request import Request
-from genrec.decode.search import Dialogue, Question, add_gains, ask_children
+from genrec.decode.search import Dialogue, Question, add_gains, ask_children, lay_out
 from genrec.decode.title_trie import TitleTrie
 from genrec.types import FloatArray, IndexArray, RankedItems
 
 
 @dataclass(frozen=True, slots=True)
-class _Prefixes:
-    """P prefixes whose children nobody has asked about, users never falling.
+class _Prefixes(PrefixRows):
+    """Prefixes of tokens, users never falling, with what no answer below each can score above."""
 
-    Attributes:
-        user: (P,) whose they are.
-        node: (P,) in the trie.
-        code: (P,) the last token.
-        parent: (P,) the number of the prefix without it, as `Question` counts.
-        score: (P,) float32, the log-probability.
-        hope: (P,) float32, what no answer below it can score above.
-    """
-
-    user: IndexArray
-    node: IndexArray
-    code: IndexArray
-    parent: IndexArray
-    score: FloatArray
     hope: FloatArray
-
-    def take(self, rows: IndexArray | NDArray[np.bool_]) -> Self:
-        """Some of them."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def join(self, other: Self) -> Self:
         """Both, by user."""
-        order = np.argsort(np.append(self.user, other.user), kind="stable")
-        names = [field.name for field in fields(self)]
-        return type(self)(
-            *(np.append(getattr(self, name), getattr(other, name))[order] for name in names)
-        )
+        both = PrefixRows.join(self, other)
+        return both.take(np.argsort(both.user, kind="stable"))
 
 
 class _TitleSearch:
@@ -104,19 +83,12 @@ class _TitleSearch:
 
     def _lay_out(self, asked: _Prefixes) -> tuple[Question, FloatArray]:
         """The question about these prefixes, and the (U, W) scores of them."""
-        n_users = len(self._request.prompts)
-        counts = np.bincount(asked.user, minlength=n_users)
-        self._evaluations += counts
-        column = np.arange(len(asked.user)) - np.repeat(np.cumsum(counts) - counts, counts)
-        shape = (n_users, int(counts.max()))
-        nodes = np.full(shape, -1, dtype=np.int64)
-        codes, parents = np.zeros((2, *shape), dtype=np.int64)
-        scores = np.zeros(shape, dtype=np.float32)
-        at = asked.user, column
-        nodes[at], codes[at], parents[at] = asked.node, asked.code, asked.parent
-        scores[at] = asked.score
+        beams, _ = lay_out(asked, len(self._request.prompts))
+        nodes = beams.nodes
+        self._evaluations += np.count_nonzero(nodes >= 0, axis=1)
         level = int(self._trie.find_depths(asked.node[:1])[0])
-        return ask_children(self._trie, self._legal, level, nodes, codes, parents), scores
+        question = ask_children(self._trie, self._legal, level, nodes, beams.codes, beams.parents)
+        return question, beams.scores
 
     def _judge(self, question: Question, scores: FloatArray, gains: torch.Tensor) -> _Prefixes:
         """Collect the children that are whole titles, and give those that can still lead to one."""
@@ -171,9 +143,7 @@ class _TitleSearch:
         left = self._request.search.max_evaluations - self._evaluations
         may = left[waiting.user] > 0
         chosen, others = self._split_best(waiting.take(may), waiting.hope[may])
-        counts = np.bincount(chosen.user, minlength=len(left))
-        column = np.arange(len(chosen.user)) - np.repeat(np.cumsum(counts) - counts, counts)
-        fits = column < left[chosen.user]
+        fits = count_within(chosen.user) < left[chosen.user]
         others = others.join(chosen.take(~fits)).join(waiting.take(~may))
         return chosen.take(fits), others
 

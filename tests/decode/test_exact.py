@@ -18,7 +18,7 @@ from tests.decode.made_searches import Driver, made_searches, rank_truly, score_
 def make_prefixes(*rows):
     """Prefixes of (user, level, node, score)."""
     user, level, node, score = (np.array(column) for column in zip(*rows, strict=True))
-    return Prefixes(user, level, node, node, node, score.astype(np.float32))
+    return Prefixes(user, node, node, node, score.astype(np.float32), level)
 
 
 def make_flat(n_users=1, n_codes=8, n_levels=4):
