@@ -55,6 +55,15 @@ class Catalogue:
         return len(self.item_ids)
 
     @cached_property
+    def lowered(self) -> pl.DataFrame:
+        """Row, title and item_id of every item in lower case, for a search box."""
+        return self.index.select(
+            pl.int_range(pl.len()).alias("row"),
+            pl.col("title").fill_null("").str.to_lowercase().alias("title"),
+            pl.col("item_id").str.to_lowercase().alias("item_id"),
+        )
+
+    @cached_property
     def category_masks(self) -> dict[str, NDArray[np.bool_]]:
         """The mask of each category, by its name in lower case; a path's every step is one."""
         if "categories" not in self.index.columns:

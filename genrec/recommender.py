@@ -269,9 +269,7 @@ class Recommender:
         """The same as `recommend` for many histories at once, in their order."""
         check_unknown(unknown)
         rows = [self.catalogue.find_rows(history, unknown) for history in histories]
-        self.catalogue.check_histories(rows, k)
-        nothing = np.empty(0, dtype=np.int64)
-        seen = [np.unique(history) if exclude_seen else nothing for history in rows]
+        seen = _list_seen(rows, exclude_seen)
         wanted = self.catalogue.build_filters(filters, seen, available=None)
         ranked = self.rank_filtered(rows, k, wanted, search, user_ids=user_ids)
         return [
@@ -316,10 +314,8 @@ class Recommender:
         exclude_seen: bool,
         user_ids: Sequence[str] | None,
     ) -> RankedItems:
-        self.catalogue.check_histories(histories, k)
-        nothing = np.empty(0, dtype=np.int64)
-        seen = [np.unique(history) if exclude_seen else nothing for history in histories]
-        return self.rank_filtered(histories, k, [ItemFilter(s) for s in seen], user_ids=user_ids)
+        wanted = [ItemFilter(seen) for seen in _list_seen(histories, exclude_seen)]
+        return self.rank_filtered(histories, k, wanted, user_ids=user_ids)
 
     def rank_filtered(
         self,
@@ -395,3 +391,9 @@ class Recommender:
                 f"{len(user_ids)} user ids were given for {n_histories} histories; give one each"
             )
         return user_ids
+
+
+def _list_seen(histories: Sequence[IndexArray], exclude_seen: bool) -> list[IndexArray]:
+    """For each history the items that are not to be its answers, each once."""
+    nothing = np.empty(0, dtype=np.int64)
+    return [np.unique(history) if exclude_seen else nothing for history in histories]

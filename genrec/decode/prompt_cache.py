@@ -7,7 +7,7 @@ user's beams read their prompt without a copy of it. Knows no trie, no score and
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from genrec.decode.request import Request
 from genrec.types import IndexArray
 
 
@@ -315,6 +316,37 @@ class CopiedPromptCache:
     def count_tokens(n_prompt_tokens: int, width: int, n_steps: int) -> int:
         """How many tokens a user keeps in the cache by the end of a search."""
         return width * (n_prompt_tokens + n_steps)
+
+
+def split_batches(
+    way: type[PromptCache],
+    request: Request,
+    n_levels: int,
+    most_tokens: int,
+    kinds: Sequence[int] | None = None,
+) -> Iterator[list[int]]:
+    """Rows of a request that fit into the cache together, like lengths side by side.
+
+    Args:
+        way: how beams run.
+        request: checked.
+        n_levels: how many codes or tokens the longest answer has.
+        most_tokens: how many tokens may be in the cache; one row alone may take more.
+        kinds: rows of different kinds do not run together; None where all are of one.
+    """
+    lengths = [len(prompt) for prompt in request.prompts]
+    kinds = kinds or [0] * len(lengths)
+    more = request.search.max_evaluations if request.search.exact else 0
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (kinds[row], lengths[row])):
+        n_tokens = way.count_tokens(lengths[row], request.width, n_levels - 1) + more
+        is_full = (len(batch) + 1) * n_tokens > most_tokens
+        if batch and (is_full or kinds[row] != kinds[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def pad_left(prompts: Sequence[IndexArray], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

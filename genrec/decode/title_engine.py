@@ -7,7 +7,7 @@ Knows neither items' names nor where model and trie came from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from genrec.decode.engine import PLAIN, ItemFilter, Normalize, Search
 from genrec.decode.head import LanguageHead
 from genrec.decode.probe import choose_cache, max_positions
-from genrec.decode.prompt_cache import CopiedPromptCache, PromptCache
+from genrec.decode.prompt_cache import CopiedPromptCache, PromptCache, split_batches
 from genrec.decode.request import EngineLimits, Request, check_request, narrow_filters
 from genrec.decode.search import Question, drive_search, join_batches
 from genrec.decode.title_search import search_titles
@@ -147,7 +147,9 @@ class TitleEngine:
         self._check_search(search)
         parts: list[tuple[list[int], RankedItems]] = []
         with torch.inference_mode():
-            for users in self._split_batches(request):
+            for users in split_batches(
+                self._cache, request, self.trie.n_levels, self._batch_tokens
+            ):
                 parts.append((users, self._rank_batch(request.select(users))))
         return join_batches(parts, len(request.prompts), k)
 
@@ -167,21 +169,6 @@ class TitleEngine:
                 f"exact=True goes back to earlier prefixes, and {type(self._model).__name__} runs "
                 f"with a cache that only goes on; search without exact and with more width"
             )
-
-    def _split_batches(self, request: Request) -> Iterator[list[int]]:
-        """Rows of the request that fit into the cache together, like lengths side by side."""
-        steps = self.trie.n_levels - 1
-        more = request.search.max_evaluations if request.search.exact else 0
-        batch: list[int] = []
-        for user in sorted(range(len(request.prompts)), key=lambda row: len(request.prompts[row])):
-            n_prompt = len(request.prompts[user])
-            n_tokens = self._cache.count_tokens(n_prompt, request.width, steps) + more
-            if batch and (len(batch) + 1) * n_tokens > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(user)
-        if batch:
-            yield batch
 
     def _rank_batch(self, request: Request) -> RankedItems:
         """The answers to a batch's prompts."""

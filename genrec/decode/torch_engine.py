@@ -21,7 +21,7 @@ from genrec.decode.engine import PLAIN, ItemFilter, Normalize, Search
 from genrec.decode.head import LanguageHead
 from genrec.decode.prefix_cache import PrefixCache, PrefixStats
 from genrec.decode.probe import choose_cache, max_positions
-from genrec.decode.prompt_cache import PromptCache
+from genrec.decode.prompt_cache import PromptCache, split_batches
 from genrec.decode.request import EngineLimits, Request, check_request
 from genrec.decode.search import Question, drive_search, join_batches, search_items
 from genrec.decode.soft_users import check_vectors, find_users
@@ -192,28 +192,14 @@ class TorchEngine:
         return soft.show(vectors[marked])
 
     def _split_batches(self, request: Request) -> Iterator[list[int]]:
-        """Rows of the request that fit into the cache together, like lengths side by side."""
-        n_steps = self.trie.n_levels - 1
-        lengths = [len(prompt) for prompt in request.prompts]
-        kinds = [0] * len(lengths)
+        kinds = None
         if self._prefixes is not None:
             # A batch runs as many tokens of each prompt as of the least known one.
             kinds = [
                 (len(prompt) - self._prefixes.count_known(self._model, prompt)).bit_length()
                 for prompt in request.prompts
             ]
-        batch: list[int] = []
-        for user in sorted(range(len(lengths)), key=lambda row: (kinds[row], lengths[row])):
-            n_tokens = self._cache.count_tokens(lengths[user], request.width, n_steps)
-            if request.search.exact:
-                n_tokens += request.search.max_evaluations
-            is_full = (len(batch) + 1) * n_tokens > self._batch_tokens
-            if batch and (is_full or kinds[user] != kinds[batch[0]]):
-                yield batch
-                batch = []
-            batch.append(user)
-        if batch:
-            yield batch
+        return split_batches(self._cache, request, self.trie.n_levels, self._batch_tokens, kinds)
 
     def _rank_batch(
         self, request: Request, users: list[int], trace: SearchTrace | None

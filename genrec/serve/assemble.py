@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from genrec.decode.torch_engine import TorchEngine
 from genrec.decode.writer import Writer
-from genrec.errors import ArtifactError, DataError, ModelError, RecipeError, join_problems
+from genrec.errors import RecipeError, join_problems
 from genrec.model_weights import find_switch, read_domains
 from genrec.opening import ModelChoice, open_recommender
 from genrec.recommender import Recommender
@@ -24,7 +24,7 @@ from genrec.serve import catalogue_routes
 from genrec.serve.app import build_app
 from genrec.serve.backend import Backend, Edition
 from genrec.serve.catalogue_store import open_store
-from genrec.serve.item_encoder import ItemEncoder, find_tokenizer, open_encoder
+from genrec.serve.item_encoder import ItemEncoder, find_encoder
 from genrec.serve.metrics import ServeMetrics
 from genrec.serve.service import Service
 from genrec.serve.settings import ServeSettings
@@ -134,16 +134,10 @@ def _find_encoder(parts: Parts, recommender: Recommender) -> ItemEncoder | None:
     Raises:
         GenrecError: a tokenizer that was named and is not the model's.
     """
-    chosen = parts.tokenizer or find_tokenizer(parts.choice.model)
     sizes = getattr(recommender.engine, "codebook_sizes", None)
-    if chosen is None or sizes is None:
+    if sizes is None:
         return None
     catalogue = recommender.catalogue
     sids = dict(zip(catalogue.item_ids, catalogue.sids, strict=True))
-    try:
-        return open_encoder(chosen, sids, sizes)
-    except (ArtifactError, DataError, ModelError) as error:
-        if parts.tokenizer is not None:
-            raise
-        _log.warning("histories can hold no texts: %s", error)
-        return None
+    model, loss = parts.choice.model, "histories can hold no texts"
+    return find_encoder(parts.tokenizer, model, sids, sizes, loss=loss)[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 from genrec.catalogue import change_items, frame_items
 from genrec.decode.engine import SwapsTrie
-from genrec.errors import ArtifactError, DataError, ModelError, UnknownItemError, join_problems
+from genrec.errors import DataError, ModelError, UnknownItemError, join_problems
 from genrec.recipe import hash_values
 from genrec.recommender import Recommender
 from genrec.serve.backend import Edition
@@ -32,7 +32,7 @@ from genrec.serve.catalogue_state import (
     write_time,
 )
 from genrec.serve.item_codes import ItemCodes, NewItem
-from genrec.serve.item_encoder import ItemEncoder, find_tokenizer, open_encoder
+from genrec.serve.item_encoder import ItemEncoder, find_encoder
 from genrec.serve.journal import Journal
 from genrec.serve.version_log import Base, Pace, VersionLog
 from genrec.tokenizers.sid_text import format_sid
@@ -312,16 +312,8 @@ def open_store(
         )
     catalogue = recommender.catalogue
     sids = dict(zip(catalogue.item_ids, catalogue.sids, strict=True))
-    encoder, why = None, "it was started without the model's tokenizer, and that is not beside it"
-    chosen = tokenizer or (find_tokenizer(model) if model else None)
-    if chosen is not None:
-        try:
-            encoder = open_encoder(chosen, sids, engine.codebook_sizes)
-        except (ArtifactError, DataError, ModelError) as error:
-            if tokenizer is not None:
-                raise
-            why = str(error)
-            _log.warning("new items cannot be added: %s", error)
+    sizes, loss = engine.codebook_sizes, "new items cannot be added"
+    encoder, why = find_encoder(tokenizer, model, sids, sizes, loss=loss)
     journal = Journal.open(path)
     with ExitStack() as lock:  # a store that cannot be opened leaves its directory free
         lock.callback(journal.close)

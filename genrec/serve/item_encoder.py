@@ -256,6 +256,39 @@ def open_encoder(path: Path, sids: Mapping[str, str], codebook_sizes: Sequence[i
     return ItemEncoder(tokenizer, sources)
 
 
+def find_encoder(
+    named: Path | None,
+    model: Path | None,
+    sids: Mapping[str, str],
+    codebook_sizes: Sequence[int],
+    *,
+    loss: str,
+) -> tuple[ItemEncoder | None, str]:
+    """The encoder of a server's model, and why there is none where there is none.
+
+    Args:
+        named: a tokenizer artefact that must do; None takes the one that the model names, where it
+            is still there and works.
+        model: the model's directory; None if it has none.
+        sids: as for `open_encoder`.
+        codebook_sizes: as for `open_encoder`.
+        loss: what goes without it, for the log.
+
+    Raises:
+        GenrecError: a tokenizer that was named and is not the model's, as `open_encoder` says.
+    """
+    chosen = named or (find_tokenizer(model) if model else None)
+    if chosen is None:
+        return None, "it was started without the model's tokenizer, and that is not beside it"
+    try:
+        return open_encoder(chosen, sids, codebook_sizes), ""
+    except (ArtifactError, DataError, ModelError) as error:
+        if named is not None:
+            raise
+        _log.warning("%s: %s", loss, error)
+        return None, str(error)
+
+
 def find_tokenizer(model: Path) -> Path | None:
     """The tokenizer artefact that a model was trained on or refreshed with, if it is still there.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from genrec.decode.align import Padding
-from genrec.errors import DataError, RecipeError
+from genrec.errors import RecipeError
 from genrec.tokenizers.sid_text import format_token
 from genrec.train.rows import EncodedRows
 from genrec.types import IndexArray
@@ -69,20 +69,5 @@ def pad_rows(
         padding.block_tokens,
         100 * missing.sum() / max(len(rows.tokens), 1),
     )
-    kept = np.flatnonzero(longer.lengths <= max_tokens)
-    if not len(kept):
-        raise DataError(
-            f"all {len(rows):,} rows are longer than max_tokens {max_tokens} once their prompts "
-            f"fill blocks of {padding.block_tokens}; raise max_tokens or lower align"
-        )
-    if len(kept) == len(rows):
-        return longer
-    _log.warning(
-        "train: %d of %d rows are longer than max_tokens %d once their prompts fill blocks of %d "
-        "and are left out",
-        len(rows) - len(kept),
-        len(rows),
-        max_tokens,
-        padding.block_tokens,
-    )
-    return longer.select(kept)
+    grown = f"once their prompts fill blocks of {padding.block_tokens}"
+    return longer.drop_longer(max_tokens, grown, f"{grown}; raise max_tokens or lower align")

@@ -109,6 +109,33 @@ class EncodedRows(Dataset[EncodedRow]):
         chosen = [self[int(row)] for row in rows]
         return pack_rows(chosen, passes=self.passes[rows], task_names=self.task_names)
 
+    def drop_longer(self, max_tokens: int, grown: str, fault: str) -> EncodedRows:
+        """Only the rows of at most so many tokens, after something has made rows longer.
+
+        Args:
+            max_tokens: the longest row to keep.
+            grown: what has, as it stands behind the number of tokens in the log.
+            fault: the same in an error, with the way out.
+
+        Raises:
+            DataError: no row is left that is short enough.
+        """
+        kept = np.flatnonzero(self.lengths <= max_tokens)
+        if not len(kept):
+            raise DataError(
+                f"all {len(self):,} rows are longer than max_tokens {max_tokens} {fault}"
+            )
+        if len(kept) == len(self):
+            return self
+        _log.warning(
+            "train: %d of %d rows are longer than max_tokens %d %s and are left out",
+            len(self) - len(kept),
+            len(self),
+            max_tokens,
+            grown,
+        )
+        return self.select(kept)
+
 
 def pack_rows(
     rows: Sequence[EncodedRow],

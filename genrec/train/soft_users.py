@@ -207,22 +207,11 @@ def repeat_marks(rows: EncodedRows, users: UserVectors, max_tokens: int) -> Enco
         passes=rows.passes,
         task_names=rows.task_names,
     )
-    kept = np.flatnonzero(longer.lengths <= max_tokens)
-    if not len(kept):
-        raise DataError(
-            f"all {len(rows):,} rows are longer than max_tokens {max_tokens} with "
-            f"{users.n_tokens} soft tokens a user; raise max_tokens or lower soft_user_tokens"
-        )
-    if len(kept) == len(rows):
-        return longer
-    _log.warning(
-        "train: %d of %d rows are longer than max_tokens %d with their users' soft tokens and are "
-        "left out",
-        len(rows) - len(kept),
-        len(rows),
+    return longer.drop_longer(
         max_tokens,
+        "with their users' soft tokens",
+        f"with {users.n_tokens} soft tokens a user; raise max_tokens or lower soft_user_tokens",
     )
-    return longer.select(kept)
 
 
 def save_projector(model: Any, folder: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -187,19 +186,6 @@ def test_a_command_that_is_killed_ends_with_every_user_once(
     for row, expected in zip(rows, whole, strict=True):
         assert [a["item_id"] for a in row["recommendations"]] == [a.item_id for a in expected]
     assert kills == 1
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes with one core each."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    cluster.add_node(num_cpus=1)
-    yield cluster.address
-    cluster.shutdown()
 
 
 @pytest.mark.slow

@@ -27,21 +27,11 @@ from tests.vllm.small_model import (
     load_model,
     make_prompts,
     make_trie,
-    write_adapter,
-    write_model,
 )
 
 pytestmark = NEEDS_VLLM
 PROMPTS = make_prompts(9, 64, 70, 1, 200, 192)
 START_SECONDS = 300
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    write_model(folder / "model")
-    write_adapter(folder / "model", folder / "books", 1)
-    return folder
 
 
 def build_environment():

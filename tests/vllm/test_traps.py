@@ -22,21 +22,11 @@ from tests.vllm.small_model import (
     make_prompts,
     make_trie,
     start_vllm,
-    write_adapter,
-    write_model,
 )
 
 pytestmark = NEEDS_VLLM
 (PROMPT,) = make_prompts(40)
 ALLOWED = list(range(FIRST_TOKEN, FIRST_TOKEN + 8))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    write_model(folder / "model")
-    write_adapter(folder / "model", folder / "books", 1)
-    return folder
 
 
 @pytest.fixture(scope="module")

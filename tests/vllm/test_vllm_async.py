@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 from contextlib import aclosing
 
 import numpy as np
@@ -20,43 +18,17 @@ from genrec.serve.backend import TextJob
 from tests.contracts.engine_contract import EVERY_NORMALIZE
 from tests.vllm.small_model import (
     NEEDS_VLLM,
-    SETTINGS,
     TOKEN_IDS,
     VOCABULARY,
     load_model,
     make_prompts,
     make_trie,
-    write_adapter,
-    write_model,
 )
 
 pytestmark = NEEDS_VLLM
 TOLERANCE = 1e-3
 PROMPTS = make_prompts(9, 64, 70, 1, 200, 192)
 SMALL = {"max_model_len": 256, "num_gpu_blocks_override": 512}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    write_model(folder / "model")
-    for seed, name in ((1, "books"), (2, "games")):
-        write_adapter(folder / "model", folder / name, seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runner():
-    """One event loop for all tests, with vLLM's settings for a small machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
-            patch.setenv(name, value)
-        patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", cores)
-        with asyncio.Runner() as runner:
-            yield runner
-        gc.collect()  # vLLM's objects end with warnings where the interpreter ends them
 
 
 @pytest.fixture(scope="module")

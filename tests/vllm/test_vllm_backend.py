@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import signal
@@ -61,19 +60,6 @@ def folder(tmp_path_factory):
     make_model(recipe, out / "model", *parts, out / "books")
     load_artifact(out / "books", step="train")
     return out
-
-
-@pytest.fixture(scope="module")
-def runner():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
-            patch.setenv(name, value)
-        patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", cores)
-        with asyncio.Runner() as runner:
-            yield runner
-        gc.collect()
 
 
 @pytest.fixture(scope="module")

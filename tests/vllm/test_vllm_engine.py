@@ -19,23 +19,12 @@ from tests.vllm.small_model import (
     make_prompts,
     make_trie,
     start_vllm,
-    write_adapter,
-    write_model,
 )
 
 pytestmark = NEEDS_VLLM
 TOLERANCE = 1e-3
 # Shorter than a block, a whole number of blocks, and neither.
 PROMPTS = make_prompts(9, 64, 70, 1, 200, 192)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    write_model(folder / "model")
-    for seed, name in ((1, "books"), (2, "games")):
-        write_adapter(folder / "model", folder / name, seed)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -52,11 +52,7 @@ def find_items(catalogue: Catalogue, text: str, limit: int) -> list[FoundItem]:
     """
     wanted = text.strip().lower()
     words = wanted.split()
-    frame = catalogue.index.select(
-        pl.int_range(pl.len()).alias("row"),
-        pl.col("title").fill_null("").str.to_lowercase().alias("title"),
-        pl.col("item_id").str.to_lowercase().alias("item_id"),
-    ).lazy()
+    frame = catalogue.lowered.lazy()
     if words:
         holds = pl.all_horizontal(
             pl.col("title").str.contains(word, literal=True) for word in words
